@@ -1,0 +1,36 @@
+/// Why a commit's tree, or a record, settings or log entry in it, is not valid.
+///
+/// Validity is a function of bytes alone; a commit that throws this is never a parent.
+public struct InvalidTree: Error, Hashable, Sendable, CustomStringConvertible {
+    public let reason: String
+
+    public init(_ reason: String) { self.reason = reason }
+
+    public var description: String { "invalid tree: " + reason }
+}
+
+/// The volume is written in a format, or merged by rules, that this program does not know yet.
+public struct UpgradeNeeded: Error, Hashable, Sendable, CustomStringConvertible {
+    public let format: Int
+    public let rules: Int
+
+    public init(format: Int, rules: Int) {
+        self.format = format
+        self.rules = rules
+    }
+
+    public var description: String {
+        "this volume uses format \(format) and merge rules \(rules): upgrade delugefs on this node"
+    }
+}
+
+extension TreeEntry {
+    /// Git's order: by bytes, a tree's name counting as if it ended in `/`.
+    public static func precedesInGit(_ a: TreeEntry, _ b: TreeEntry) -> Bool {
+        let common = min(a.name.count, b.name.count)
+        for i in 0..<common where a.name[i] != b.name[i] { return a.name[i] < b.name[i] }
+        let left = a.name.count > common ? a.name[common] : a.kind == .tree ? 0x2F : 0
+        let right = b.name.count > common ? b.name[common] : b.kind == .tree ? 0x2F : 0
+        return left < right
+    }
+}
