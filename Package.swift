@@ -54,11 +54,11 @@ let adapters: [Target] = [
     library(
         "Mesh",
         [
-            "Volume", crypto, logging,
+            "Volume", system, crypto, logging,
             product("X509", "swift-certificates"), product("SwiftASN1", "swift-asn1"),
             product("NIOCore", "swift-nio"), product("NIOPosix", "swift-nio"),
-            product("NIOHTTP1", "swift-nio"), product("NIOSSL", "swift-nio-ssl"),
-            product("AsyncHTTPClient", "async-http-client"),
+            product("NIOHTTP1", "swift-nio"), product("NIOTLS", "swift-nio"),
+            product("NIOSSL", "swift-nio-ssl"),
         ]),
     library("Catalog", ["Volume", system, product("GRDB", "GRDB.swift")]),
     library("Store", ["Volume", system, crypto]),
@@ -86,7 +86,7 @@ let adapterTests: [Target] = [
     tests("HistoryTests", ["History", "Volume"]),
     tests("SwarmTests", ["Swarm", "Volume"]),
     tests("DiscoveryTests", ["Discovery"]),
-    tests("MeshTests", ["Mesh", "Volume"]),
+    tests("MeshTests", ["Mesh", "Volume", system, crypto]),
     tests("CatalogTests", ["Catalog", "Volume", system]),
     tests("StoreTests", ["Store", "Volume", system]),
     tests("EndToEndTests", []),
@@ -114,7 +114,6 @@ let package = Package(
             .package(url: "https://github.com/apple/swift-nio-ssl", from: "2.37.6"),
             .package(url: "https://github.com/apple/swift-system", from: "1.8.1"),
             .package(url: "https://github.com/groue/GRDB.swift", from: "7.10.0"),
-            .package(url: "https://github.com/swift-server/async-http-client", from: "1.37.0"),
         ],
     targets: coreOnly ? core : core + adapters + composition + adapterTests,
     cxxLanguageStandard: .cxx17
