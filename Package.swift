@@ -61,7 +61,8 @@ let adapters: [Target] = [
             product("NIOSSL", "swift-nio-ssl"),
         ]),
     library("Catalog", ["Volume", system, product("GRDB", "GRDB.swift")]),
-    library("Store", ["Volume", system, crypto]),
+    .target(name: "CStore"),
+    library("Store", ["Volume", "CStore", system, crypto]),
 ]
 
 let composition: [Target] = [

@@ -1,0 +1,175 @@
+import CStore
+import Glibc
+import Synchronization
+public import SystemPackage
+public import Volume
+
+extension Store {
+    func layerName(_ root: ContentRoot) -> String { "\(root).layer" }
+
+    /// The object's bytes, read-only; nil when it is not here.
+    public func openObject(_ root: ContentRoot) throws(StoreError) -> FileDescriptor? {
+        guard let file = try fanOut(root).openIfPresent("\(root)", O_RDONLY) else { return nil }
+        return file.release()
+    }
+
+    /// An O_PATH descriptor of the object, to back a passthrough file; nil when it is not here.
+    public func openObjectPath(_ root: ContentRoot) throws(StoreError) -> FileDescriptor? {
+        guard let file = try fanOut(root).openIfPresent("\(root)", cstore_o_path) else {
+            return nil
+        }
+        return file.release()
+    }
+
+    /// Bytes; nil when the object is not here.
+    public func objectLength(_ root: ContentRoot) throws(StoreError) -> UInt64? {
+        try fanOut(root).status("\(root)")?.size
+    }
+
+    /// The piece layer as stored (not verified): empty for an extent of one piece, nil when it is
+    /// missing though the extent has more.
+    public func layer(of extent: Extent) throws(StoreError) -> [UInt8]? {
+        guard extent.length > extent.pieceBytes else { return [] }
+        guard let file = try fanOut(extent.root).openIfPresent(layerName(extent.root), O_RDONLY)
+        else { return nil }
+        let size = try FileStatus(of: file.raw).size
+        guard size == UInt64(extent.pieceCount * Merkle.hashBytes) else { return nil }
+        var bytes = [UInt8](repeating: 0, count: Int(size))
+        var failure: StoreError?
+        let count = bytes.withUnsafeMutableBytes { buffer in
+            do throws(StoreError) {
+                return try read(into: buffer, from: file.raw, at: 0, "layer")
+            } catch {
+                failure = error
+                return 0
+            }
+        }
+        if let failure { throw failure }
+        return count == bytes.count ? bytes : nil
+    }
+
+    /// Writes the layer again, after a scrub found it damaged.
+    ///
+    /// - Throws: `.mismatch` when the layer does not belong to the extent.
+    public func restoreLayer(_ hashed: HashedExtent) throws(StoreError) {
+        guard Merkle.verify(hashed) else { throw StoreError("layer", .mismatch) }
+        guard !hashed.layer.isEmpty else { return }
+        let name = try writeLayer(hashed, then: .synchronize)
+        let directory = try fanOut(hashed.extent.root)
+        try temporaries.rename(name, to: directory, layerName(hashed.extent.root))
+        try directory.synchronize()
+    }
+
+    /// Stores bytes that arrived whole, in an open reply for example.
+    ///
+    /// - Throws: `.mismatch` when they are not what the extent says.
+    public func storeObject(_ extent: Extent, bytes: [UInt8]) throws(StoreError) {
+        guard UInt64(bytes.count) == extent.length, !bytes.isEmpty else {
+            throw StoreError("store object", .mismatch)
+        }
+        let hashed = Merkle.hash(bytes)
+        guard hashed.extent == extent else { throw StoreError("store object", .mismatch) }
+        let new = try temporary()
+        do throws(StoreError) {
+            try write(bytes, to: new.file.raw, "object")
+            try synchronize(new.file.raw, "object")
+            try install(hashed, file: new.file.raw, name: new.name, in: temporaries)
+            try fanOut(extent.root).synchronize()
+        } catch {
+            _ = try? temporaries.remove(new.name)
+            throw error
+        }
+    }
+
+    /// Removes object and layer, durably. Whoever has it open keeps it.
+    ///
+    /// - Returns: false when it was not here.
+    @discardableResult
+    public func removeObject(_ root: ContentRoot) throws(StoreError) -> Bool {
+        let directory = try fanOut(root)
+        // In this order a crash between leaves a layer without an object, never the reverse.
+        let wasHere = try directory.remove("\(root)")
+        let hadLayer = try directory.remove(layerName(root))
+        if wasHere || hadLayer { try directory.synchronize() }
+        return wasHere
+    }
+
+    /// Every object with its length, in no order; the body answers false to end. For recovery: a
+    /// running node knows its objects from the catalog.
+    public func forEachObject(
+        _ body: (ContentRoot, UInt64) throws(StoreError) -> Bool
+    ) throws(StoreError) {
+        for byte in UInt8.min...UInt8.max {
+            guard let directory = try fanOutIfPresent(byte) else { continue }
+            var goesOn = true
+            try directory.forEachName { (name) throws(StoreError) in
+                guard let root = ContentRoot(hex: name), root.bytes[0] == byte,
+                    let status = try directory.status(name), status.isRegular
+                else { return true }
+                goesOn = try body(root, status.size)
+                return goesOn
+            }
+            guard goesOn else { return }
+        }
+    }
+
+    private func fanOutIfPresent(_ byte: UInt8) throws(StoreError) -> Directory? {
+        if let known = state.withLock({ $0.fanOut[byte] }) { return known }
+        let name = Hex.encode([byte])
+        guard try objects.status(name) != nil else { return nil }
+        return try objects.subdirectory(name)
+    }
+
+    /// Re-reads an object from the disk; see `ScrubResult`. Runs on the caller's thread.
+    ///
+    /// - Parameter afterPiece: called with the number of bytes read; the place to wait.
+    /// - Returns: nil when the object is not here.
+    public func scrub(
+        _ extent: Extent, cancellation: Cancellation? = nil, afterPiece: (Int) -> Void = { _ in }
+    ) throws(StoreError) -> ScrubResult? {
+        guard let file = try fanOut(extent.root).openIfPresent("\(extent.root)", O_RDONLY)
+        else { return nil }
+        return try Merkle.scrub(
+            file.raw, extent: extent, layer: try layer(of: extent), cancellation: cancellation,
+            afterPiece: afterPiece)
+    }
+
+    /// Gives the inode behind an object to a writer: the object's name gets a copy, the inode that
+    /// readers hold becomes the staging file `name`. One atomic exchange; a crash before it leaves
+    /// only a copy under the staging name.
+    ///
+    /// - Parameter copyBytesMax: where the disk cannot share blocks, more than this is not copied.
+    /// - Returns: the staging file, open for reading and writing.
+    /// - Throws: `StoreError`: ENOENT when the object is not here, EFBIG when the copy would be too
+    ///   large.
+    public func detachObject(
+        _ root: ContentRoot, to name: StagingName, copyBytesMax: UInt64,
+        cancellation: Cancellation? = nil
+    ) throws(StoreError) -> FileDescriptor {
+        let directory = try fanOut(root)
+        let object = try directory.open("\(root)", O_RDONLY)
+        let length = try FileStatus(of: object.raw).size
+        let mayCopy = try length <= copyBytesMax ? true : abilities().supportsReflink
+        guard mayCopy else {
+            throw StoreError("detach object", .fileTooLarge)
+        }
+        let copy = try staging.open(name.description, O_RDWR | O_CREAT | O_EXCL)
+        do throws(StoreError) {
+            _ = try Cloning.clone(
+                from: object.raw, to: copy.raw, range: 0..<length, at: 0, cancellation: cancellation
+            )
+            try synchronize(copy.raw, "copy of object")
+            try system("chmod object") { cstore_fchmod(copy.raw, 0o400) }
+            try system("exchange object") {
+                cstore_exchangeat(staging.raw, name.description, directory.raw, "\(root)")
+            }
+        } catch {
+            _ = try? staging.remove(name.description)
+            throw error
+        }
+        try system("chmod staging") { cstore_fchmod(object.raw, 0o600) }
+        try directory.synchronize()
+        try staging.synchronize()
+        return try staging.open(name.description, O_RDWR).release()
+    }
+}

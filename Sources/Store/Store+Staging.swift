@@ -1,0 +1,95 @@
+import CStore
+import Glibc
+import Synchronization
+public import SystemPackage
+public import Volume
+
+/// The name of a file being written: `<ino>.<n>`, both decimal.
+public struct StagingName: Hashable, Sendable, Comparable {
+    public let ino: InodeNumber
+    /// Tells the staging files of one inode apart.
+    public let number: UInt64
+
+    public init(ino: InodeNumber, number: UInt64) {
+        self.ino = ino
+        self.number = number
+    }
+
+    /// The one spelling that `description` gives; nil for any other.
+    public init?(_ text: some StringProtocol) {
+        let parts = text.split(separator: ".", omittingEmptySubsequences: false)
+        guard parts.count == 2, let ino = UInt64(parts[0]), let number = UInt64(parts[1])
+        else { return nil }
+        self.init(ino: InodeNumber(rawValue: ino), number: number)
+        guard description == text else { return nil }
+    }
+
+    public static func < (a: Self, b: Self) -> Bool {
+        (a.ino, a.number) < (b.ino, b.number)
+    }
+}
+
+extension StagingName: CustomStringConvertible {
+    public var description: String { "\(ino.rawValue).\(number)" }
+}
+
+public enum StagingAccess: Hashable, Sendable {
+    case read
+    case readWrite
+    /// O_PATH: neither reads nor writes and counts as no writer; what backs a passthrough file.
+    case path
+
+    var flags: CInt {
+        switch self {
+        case .read: O_RDONLY
+        case .readWrite: O_RDWR
+        case .path: cstore_o_path
+        }
+    }
+}
+
+extension Store {
+    /// A new, empty file (0600), open for reading and writing.
+    ///
+    /// - Throws: `StoreError`: EEXIST, ENOSPC …
+    public func createStaging(_ name: StagingName) throws(StoreError) -> FileDescriptor {
+        let file = try staging.open(name.description, O_RDWR | O_CREAT | O_EXCL)
+        state.withLock { $0.stagingMade += 1 }
+        return file.release()
+    }
+
+    /// - Throws: `StoreError`: ENOENT …
+    public func openStaging(
+        _ name: StagingName, _ access: StagingAccess
+    ) throws(StoreError) -> FileDescriptor {
+        try staging.open(name.description, access.flags).release()
+    }
+
+    /// The bytes written so far and the file's name are durable. The corresponding C function is
+    /// `fsync`.
+    public func synchronizeStaging(_ file: FileDescriptor) throws(StoreError) {
+        try synchronize(file.rawValue, "staging file")
+        let made = state.withLock { $0.stagingMade == $0.stagingDurable ? nil : $0.stagingMade }
+        guard let made else { return }
+        try staging.synchronize()
+        state.withLock { $0.stagingDurable = max($0.stagingDurable, made) }
+    }
+
+    /// Removes the file and what a split left of it; nothing happens when it is missing.
+    public func removeStaging(_ name: StagingName) throws(StoreError) {
+        try staging.remove(name.description)
+        try staging.remove(splitName(name))
+    }
+
+    /// Every staging file, in no order. Compare with the catalog at a start.
+    public func listStaging() throws(StoreError) -> [StagingName] {
+        var names: [StagingName] = []
+        try staging.forEachName { (text) throws(StoreError) in
+            if let name = StagingName(text) { names.append(name) }
+            return true
+        }
+        return names
+    }
+
+    func splitName(_ name: StagingName) -> String { "\(name).split" }
+}

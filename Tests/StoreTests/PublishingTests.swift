@@ -1,0 +1,192 @@
+import Glibc
+import SystemPackage
+import Testing
+import Volume
+
+@testable import Store
+
+@Suite struct PublishingTests {
+    @Test func aPublishedFileIsTheSameInodeUnderItsRoot() throws {
+        let disk = try TestDisk(.plain)
+        let store = try disk.store()
+        let bytes = pattern(200_001)
+        try store.stage(StagingName(1, 1), bytes)
+        let inode = disk.inode("staging/1.1")
+        let (result, outcome) = try store.publishAll(StagingName(1, 1))
+        let extent = result.extents[0].extent
+        #expect(outcome == .renamed)
+        let path = "objects/\(Hex.encode([extent.root.bytes[0]]))/\(extent.root)"
+        #expect(disk.inode(path) == inode && disk.mode(path) == 0o400)
+        #expect(try store.objectBytes(extent.root) == bytes)
+        #expect(try store.objectLength(extent.root) == 200_001)
+        #expect(try store.layer(of: extent) == result.extents[0].layer)
+        #expect(try store.listStaging() == [])
+        #expect(disk.names(in: "tmp").isEmpty)
+    }
+
+    @Test func anObjectThatIsHereAlreadyDropsTheStagingFile() throws {
+        let disk = try TestDisk(.plain)
+        let store = try disk.store()
+        for number in 1...2 as ClosedRange<UInt64> {
+            try store.stage(StagingName(1, number), pattern(70_000))
+            let (_, outcome) = try store.publishAll(StagingName(1, number))
+            #expect(outcome == (number == 1 ? .renamed : .alreadyHere))
+        }
+        #expect(try store.listStaging() == [])
+    }
+
+    @Test func anObjectCutShortIsReplaced() throws {
+        let disk = try TestDisk(.plain)
+        let store = try disk.store()
+        let bytes = pattern(70_000)
+        try store.stage(StagingName(1, 1), bytes)
+        let (result, _) = try store.publishAll(StagingName(1, 1))
+        let root = result.extents[0].extent.root
+        truncate("\(disk.root)/objects/\(Hex.encode([root.bytes[0]]))/\(root)", 1000)
+        try store.stage(StagingName(1, 2), bytes)
+        #expect(try store.publishAll(StagingName(1, 2)).1 == .renamed)
+        #expect(try store.objectBytes(root) == bytes)
+    }
+
+    @Test(arguments: [3, 40]) func aBatchPublishesAllButTheOneThatFails(count: Int) throws {
+        let seed: UInt64 = 5
+        print("seed \(seed)")
+        var random = SeededBytes(seed: seed)
+        let disk = try TestDisk(.plain)
+        let store = try disk.store()
+        var publications: [Publication] = []
+        var contents: [[UInt8]] = []
+        for number in 0..<count {
+            let bytes = number == count - 1 ? contents[0] : random.bytes(60_000 + 1000 * number)
+            let name = StagingName(UInt64(number), 0)
+            try store.stage(name, bytes)
+            contents.append(bytes)
+            let result = MerkleResult(extents: [Merkle.hash(bytes)])
+            publications.append(Publication(staging: name, result: result))
+        }
+        truncate("\(disk.root)/staging/1.0", 10)
+        let outcomes = try store.publishBatch(publications)
+        for (number, outcome) in outcomes.enumerated() {
+            let extent = publications[number].result.extents[0].extent
+            switch number {
+            case 1:
+                let error = #expect(throws: StoreError.self) { try outcome.get() }
+                #expect(error?.reason == .wrongLength)
+                #expect(try store.objectLength(extent.root) == nil)
+            case count - 1:
+                #expect(try outcome.get() == .alreadyHere)
+            default:
+                #expect(try outcome.get() == .renamed)
+                #expect(try store.objectBytes(extent.root) == contents[number])
+                #expect(try store.layer(of: extent) == publications[number].result.extents[0].layer)
+            }
+        }
+        #expect(try store.listStaging() == [StagingName(1, 0)])
+        #expect(disk.names(in: "tmp").isEmpty)
+        var listed: [ContentRoot: UInt64] = [:]
+        try store.forEachObject { (root, length) throws(StoreError) in
+            listed[root] = length
+            return true
+        }
+        #expect(listed.count == count - 2)
+    }
+
+    @Test func objectsAreRemovedWithTheirLayer() throws {
+        let disk = try TestDisk(.plain)
+        let store = try disk.store()
+        let bytes = pattern(200_001)
+        let hashed = Merkle.hash(bytes)
+        try store.storeObject(hashed.extent, bytes: bytes)
+        let reader = try #require(try store.openObject(hashed.extent.root))
+        defer { try? reader.close() }
+        #expect(try store.layer(of: hashed.extent) == hashed.layer)
+        #expect(try store.removeObject(hashed.extent.root))
+        #expect(try store.removeObject(hashed.extent.root) == false)
+        #expect(try store.layer(of: hashed.extent) == nil)
+        #expect(try store.openObject(hashed.extent.root) == nil)
+        #expect(try store.openObjectPath(hashed.extent.root) == nil)
+        #expect(try contents(of: reader) == bytes)
+    }
+
+    @Test func bytesThatAreNotTheContentAreNotStored() throws {
+        let disk = try TestDisk(.plain)
+        let store = try disk.store()
+        let extent = Merkle.hash(pattern(5000)).extent
+        var bytes = pattern(5000)
+        bytes[7] ^= 1
+        let error = #expect(throws: StoreError.self) { try store.storeObject(extent, bytes: bytes) }
+        #expect(error?.reason == .mismatch)
+        #expect(try store.objectLength(extent.root) == nil)
+    }
+
+    @Test func fetchedContentBecomesAnObjectUnderBothNames() throws {
+        let disk = try TestDisk(.plain)
+        let store = try disk.store()
+        let bytes = pattern(200_001)
+        let hashed = Merkle.hash(bytes)
+        let file = try store.createPartial(hashed.extent)
+        #expect(disk.blocks("partial/\(hashed.extent.root)") == 0)
+        let wrong = HashedExtent(extent: hashed.extent, layer: [])
+        #expect(throws: StoreError.self) { try store.adoptPartial(wrong) }
+        try file.writeAll(bytes)
+        try file.close()
+        try store.synchronizePartial(hashed.extent.root)
+        #expect(try store.listPartial() == [hashed.extent.root])
+        try store.adoptPartial(hashed)
+        try store.adoptPartial(hashed)
+        #expect(try store.objectBytes(hashed.extent.root) == bytes)
+        #expect(try store.layer(of: hashed.extent) == hashed.layer)
+        #expect(try store.openPartial(hashed.extent.root).map { try $0.close() } != nil)
+        try store.removePartial(hashed.extent.root)
+        #expect(try store.openPartial(hashed.extent.root) == nil)
+        #expect(try store.objectBytes(hashed.extent.root) == bytes)
+    }
+
+    @Test func aDetachedObjectKeepsItsReadersOnTheStagingFile() throws {
+        let disk = try TestDisk(.plain)
+        let store = try disk.store()
+        let bytes = pattern(200_001)
+        let hashed = Merkle.hash(bytes)
+        try store.storeObject(hashed.extent, bytes: bytes)
+        let reader = try #require(try store.openObject(hashed.extent.root))
+        defer { try? reader.close() }
+        let staging = try store.detachObject(
+            hashed.extent.root, to: StagingName(3, 1), copyBytesMax: 1 << 30)
+        defer { try? staging.close() }
+        _ = try [UInt8](repeating: 0xEE, count: 4).withUnsafeBytes {
+            try staging.writeAll(toAbsoluteOffset: 0, $0)
+        }
+        #expect(try contents(of: reader).prefix(4).allSatisfy { $0 == 0xEE })
+        #expect(disk.mode("staging/3.1") == 0o600)
+        #expect(try store.objectBytes(hashed.extent.root) == bytes)
+        #expect(try store.scrub(hashed.extent)?.isSound == true)
+    }
+
+    @Test func aScrubNamesTheDamagedPieces() throws {
+        let disk = try TestDisk(.plain)
+        let store = try disk.store()
+        let bytes = pattern(400_000)
+        let hashed = Merkle.hash(bytes)
+        try store.storeObject(hashed.extent, bytes: bytes)
+        var read = 0
+        #expect(try store.scrub(hashed.extent, afterPiece: { read += $0 })?.isSound == true)
+        #expect(read == bytes.count)
+        let root = hashed.extent.root
+        let path = "\(disk.root)/objects/\(Hex.encode([root.bytes[0]]))/\(root)"
+        unlink("\(path).layer")
+        let lost = try #require(try store.scrub(hashed.extent))
+        #expect(lost.isLayerDamaged && lost.damagedPieces.isEmpty)
+        try store.restoreLayer(lost.hashed)
+        #expect(try store.scrub(hashed.extent)?.isSound == true)
+        chmod(path, 0o600)
+        let file = try FileDescriptor.open(FilePath(path), .readWrite)
+        defer { try? file.close() }
+        _ = try [UInt8](repeating: 0, count: 1).withUnsafeBytes {
+            try file.writeAll(toAbsoluteOffset: 70_001, $0)
+        }
+        try file.resize(to: 390_000, retryOnInterrupt: true)
+        let damaged = try #require(try store.scrub(hashed.extent))
+        #expect(damaged.damagedPieces == [1, 5, 6])
+        #expect(try store.scrub(Merkle.hash([1]).extent) == nil)
+    }
+}
