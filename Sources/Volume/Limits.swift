@@ -21,6 +21,7 @@ public enum Limits {
     public static let stampMillisecondsEnd: UInt64 = 7_258_118_400_000
     public static let recordBytesMax = 4 << 20
     public static let directoryDepthMax = 2048
+    public static let copiesMax = 64
 
     // MARK: Implementation
 

@@ -27,10 +27,14 @@ public struct UpgradeNeeded: Error, Hashable, Sendable, CustomStringConvertible 
 extension TreeEntry {
     /// Git's order: by bytes, a tree's name counting as if it ended in `/`.
     public static func precedesInGit(_ a: TreeEntry, _ b: TreeEntry) -> Bool {
-        let common = min(a.name.count, b.name.count)
-        for i in 0..<common where a.name[i] != b.name[i] { return a.name[i] < b.name[i] }
-        let left = a.name.count > common ? a.name[common] : a.kind == .tree ? 0x2F : 0
-        let right = b.name.count > common ? b.name[common] : b.kind == .tree ? 0x2F : 0
+        a.precedesInGit(b.name, b.kind)
+    }
+
+    func precedesInGit(_ other: [UInt8], _ otherKind: Kind) -> Bool {
+        let common = min(name.count, other.count)
+        for i in 0..<common where name[i] != other[i] { return name[i] < other[i] }
+        let left = name.count > common ? name[common] : kind == .tree ? 0x2F : 0
+        let right = other.count > common ? other[common] : otherKind == .tree ? 0x2F : 0
         return left < right
     }
 }
