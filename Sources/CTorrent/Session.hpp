@@ -1,0 +1,63 @@
+// What the shim's translation units share. Not part of the C surface.
+#pragma once
+
+// libtorrent's declarations change with these (Debian's libtorrent-rasterbar.pc lists them) and
+// SwiftPM drops -D from pkg-config: a missing one is a silent mismatch of layouts.
+#if !defined TORRENT_LINKING_SHARED || !defined BOOST_ASIO_ENABLE_CANCELIO \
+    || !defined BOOST_ASIO_NO_DEPRECATED || !defined TORRENT_USE_OPENSSL \
+    || !defined TORRENT_USE_LIBCRYPTO || !defined TORRENT_SSL_PEERS \
+    || !defined OPENSSL_NO_SSL2 || !defined BOOST_ALL_NO_LIB
+#error "build CTorrent with the defines of libtorrent-rasterbar.pc (see Package.swift)"
+#endif
+#if defined TORRENT_NO_DEPRECATE || defined TORRENT_ABI_VERSION || defined TORRENT_USE_ASSERTS
+#error "Debian builds libtorrent with the default ABI and without assertions"
+#endif
+
+// The headers of libtorrent and boost warn under clang's newer defaults; ours must not.
+#pragma clang diagnostic push
+#pragma clang diagnostic ignored "-Weverything"
+#include <boost/version.hpp>
+#include <libtorrent/add_torrent_params.hpp>
+#include <libtorrent/alert_types.hpp>
+#include <libtorrent/extensions.hpp>
+#include <libtorrent/session.hpp>
+#include <libtorrent/session_params.hpp>
+#include <libtorrent/torrent_handle.hpp>
+#include <libtorrent/torrent_info.hpp>
+#include <libtorrent/torrent_status.hpp>
+#include <libtorrent/version.hpp>
+#pragma clang diagnostic pop
+
+#include <memory>
+#include <shared_mutex>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "CTorrent.h"
+
+// The peer plugin and the disk queue rest on what 2.0.8 does inside; another version needs review.
+#if LIBTORRENT_VERSION_NUM != 20008
+#error "CTorrent is written against libtorrent 2.0.8"
+#endif
+
+namespace ctorrent {
+
+namespace lt = libtorrent;
+
+std::shared_ptr<lt::plugin> make_no_delay_plugin();
+lt::settings_pack make_settings(ctorrent_options const& options);
+
+}  // namespace ctorrent
+
+struct ctorrent_session {
+    /// Shared while a call uses `session` or `handles`' torrents, exclusive to take them away.
+    std::shared_mutex lock;
+    std::unique_ptr<libtorrent::session> session;
+    std::unordered_map<std::uint64_t, libtorrent::torrent_handle> handles;
+    std::vector<libtorrent::alert*> alerts;  // the draining thread's own
+    std::uint16_t port = 0;
+    int event_descriptor = -1;
+
+    ~ctorrent_session();
+};
