@@ -44,7 +44,7 @@ let adapters: [Target] = [
     .target(name: "CFUSE"),
     library("FUSE", ["CFUSE", system]),
     .systemLibrary(name: "CGit"),
-    library("History", ["Volume", "CGit"]),
+    library("History", ["Volume", "CGit", system]),
     .target(
         name: "CTorrent", cxxSettings: torrentDefines,
         linkerSettings: [.linkedLibrary("torrent-rasterbar"), .linkedLibrary("ssl"), .linkedLibrary("crypto")]),
@@ -84,7 +84,7 @@ let composition: [Target] = [
 
 let adapterTests: [Target] = [
     tests("FUSETests", ["FUSE", "CFUSE", system]),
-    tests("HistoryTests", ["History", "Volume"]),
+    tests("HistoryTests", ["History", "Volume", system]),
     tests("SwarmTests", ["Swarm", "Volume"]),
     tests("DiscoveryTests", ["Discovery"]),
     tests("MeshTests", ["Mesh", "Volume", system, crypto]),

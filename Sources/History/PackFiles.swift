@@ -1,0 +1,80 @@
+import SystemPackage
+
+/// A pack file, as a joiner copies it.
+public struct PackFile: Hashable, Sendable {
+    /// `pack-<40 hexadecimal digits>.pack`
+    public let name: String
+    public let bytes: Int
+}
+
+/// The packs in an `objects/pack` directory.
+struct PackFiles: Sendable {
+    let directory: FilePath
+
+    static func isName(_ name: String) -> Bool {
+        let digits = name.utf8.dropFirst(5).dropLast(5)
+        return name.hasPrefix("pack-") && name.hasSuffix(".pack") && digits.count == 40
+            && digits.allSatisfy { (0x30...0x39).contains($0) || (0x61...0x66).contains($0) }
+    }
+
+    func path(_ name: String) -> FilePath { directory.appending(name) }
+    func indexPath(_ name: String) -> FilePath { directory.appending(name.dropLast(5) + ".idx") }
+
+    /// Packs with their index, by name.
+    func list() throws -> [PackFile] {
+        let names = Set(try Files.names(in: directory))
+        return names.sorted().compactMap { name in
+            guard Self.isName(name), names.contains(name.dropLast(5) + ".idx") else { return nil }
+            return Files.size(path(name)).map { PackFile(name: name, bytes: $0) }
+        }
+    }
+
+    func count() throws -> Int {
+        try Files.names(in: directory).count { $0.hasSuffix(".idx") }
+    }
+
+    /// Moves a pack and its index here, durably. The index goes last: libgit2 and Git see a pack
+    /// by its index. Both are fsynced already.
+    func takeOver(_ name: String, from source: PackFiles) throws {
+        try Files.rename(source.path(name), to: path(name))
+        try Files.rename(source.indexPath(name), to: indexPath(name))
+        try Files.synchronize(directory)
+    }
+
+    /// Removes a pack. The pack goes first: a lone index is swept at the next open, whereas a lone
+    /// pack would be indexed again.
+    func remove(_ name: String) throws {
+        try Files.remove(path(name))
+        try Files.remove(indexPath(name))
+        for side in [".rev", ".bitmap"] {
+            try Files.remove(directory.appending(name.dropLast(5) + side))
+        }
+    }
+
+    /// Removes what a crash left: temporary packs, indexes without pack. Packs without index, whole
+    /// ones because they were fsynced first, get theirs back.
+    func sweep(reindexIn quarantine: FilePath) throws {
+        let names = Set(try Files.names(in: directory))
+        for name in names.sorted() {
+            if name.hasPrefix("pack_git2_") || name.hasPrefix("tmp_") || name.hasSuffix(".lock") {
+                try Files.remove(directory.appending(name))
+            } else if name.hasSuffix(".idx"), !names.contains(name.dropLast(4) + ".pack") {
+                try Files.remove(directory.appending(name))
+            } else if Self.isName(name), !names.contains(name.dropLast(5) + ".idx") {
+                try restoreIndex(of: name, in: quarantine)
+            }
+        }
+    }
+
+    private func restoreIndex(of name: String, in quarantine: FilePath) throws {
+        let target = PackFiles(directory: quarantine)
+        do {
+            let restored = try Indexer.index(path(name), into: quarantine)
+            try Files.remove(path(name))
+            try takeOver(restored, from: target)
+        } catch let error as HistoryError where error.code != .noSpace && error.code != .system {
+            // It never became whole; nothing can refer to it.
+            try Files.remove(path(name))
+        }
+    }
+}
