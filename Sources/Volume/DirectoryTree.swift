@@ -289,7 +289,7 @@ extension Shard {
         return all.count > Limits.directoryEntriesUnsplitMax ? nil : all
     }
 
-    private var entries: [TreeEntry] {
+    var entries: [TreeEntry] {
         switch form {
         case .flat(let entries): entries
         case .split(let shards):
