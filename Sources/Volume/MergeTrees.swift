@@ -1,0 +1,189 @@
+/// Merges two commits' top trees over the trees of all their maximal common ancestors.
+///
+/// Deterministic and symmetric; the rules are those of `Merge`. The new objects go to the sink; the
+/// source need not show them.
+/// - Parameter bases: empty when the commits have nothing in common, which errs towards keeping.
+/// - Throws: `InvalidTree` when a tree is not what a valid commit has, `UpgradeNeeded`, and what source
+///   and sink throw.
+public func mergeTrees<Sink: TreeSink>(
+    _ a: ObjectID, _ b: ObjectID, bases: [ObjectID], source: some TreeSource, sink: inout Sink
+) throws -> ObjectID {
+    try TreeMerge.run(a, b, bases: bases, defects: [], source: source, sink: &sink)
+}
+
+/// The parents and the tree of the one commit that merges some heads.
+public struct FoldedHeads: Hashable, Sendable {
+    /// Sorted, none an ancestor of another. A single one: nothing to merge, that is the commit.
+    public let parents: [ObjectID]
+    /// The top tree.
+    public let tree: ObjectID
+}
+
+/// Merges any number of heads: reduced to the maximal ones, sorted by commit id and folded.
+///
+/// - Throws: What `mergeTrees` throws, and what the graph throws where it has gaps.
+public func foldHeads<Sink: TreeSink>(
+    _ heads: some Sequence<ObjectID>, graph: some CommitGraph, source: some TreeSource,
+    sink: inout Sink
+) throws -> FoldedHeads {
+    let parents = try graph.reduceToMaximal(heads)
+    if parents.count <= 2 {
+        let tree = try graph.fold(inOrder: parents, value: graph.tree) { a, b, bases in
+            try mergeTrees(a, b, bases: bases, source: source, sink: &sink)
+        }
+        return FoldedHeads(parents: parents, tree: tree)
+    }
+    let objects = FoldObjects(source: source, sink: sink)
+    defer { sink = objects.sink }
+    let tree = try graph.fold(inOrder: parents, value: graph.tree) { a, b, bases in
+        var sink = objects
+        return try mergeTrees(a, b, bases: bases, source: objects, sink: &sink)
+    }
+    return FoldedHeads(parents: parents, tree: tree)
+}
+
+/// Makes the trees of the earlier steps of a fold readable for the later ones. They reach the sink
+/// too, because only it can tell their ids; what the last tree does not use is harmless there.
+private final class FoldObjects<Source: TreeSource, Sink: TreeSink>: TreeSource, TreeSink {
+    private let source: Source
+    private(set) var sink: Sink
+    private var trees: [ObjectID: [TreeEntry]] = [:]
+    private var blobs: [ObjectID: [UInt8]] = [:]
+
+    init(source: Source, sink: Sink) {
+        self.source = source
+        self.sink = sink
+    }
+
+    func tree(_ id: ObjectID) throws -> [TreeEntry] { try trees[id] ?? source.tree(id) }
+
+    func blob(_ id: ObjectID) throws -> [UInt8] { try blobs[id] ?? source.blob(id) }
+
+    func write(blob: [UInt8]) throws -> ObjectID {
+        let id = try sink.write(blob: blob)
+        blobs[id] = blob
+        return id
+    }
+
+    func write(tree: [TreeEntry]) throws -> ObjectID {
+        let id = try sink.write(tree: tree)
+        trees[id] = tree.sorted(by: TreeEntry.precedesInGit)
+        return id
+    }
+}
+
+/// One merge of two trees: extraction, rules, encoding.
+enum TreeMerge {
+    static func run<Sink: TreeSink>(
+        _ a: ObjectID, _ b: ObjectID, bases: [ObjectID], defects: MergeDefects,
+        source: some TreeSource, sink: inout Sink
+    ) throws -> ObjectID {
+        // Where one side changed nothing, the other is the result.
+        if a == b || bases == [b] { return a }
+        if bases == [a] { return b }
+        let left = try WholeTree(a, source)
+        let right = try WholeTree(b, source)
+        let ancestors = try bases.map { try WholeTree($0, source) }
+        let volume = try VolumeMerge(
+            left.volume, right.volume, bases: ancestors.map(\.volume), source: source)
+        var surroundings = NoSurroundings()
+        let merged = try Merge.run(
+            Merge.Input(
+                a: left.fragment, b: right.fragment, bases: ancestors.map(\.fragment),
+                horizon: volume.horizon, conflictName: volume.conflictName, defects: defects),
+            surroundings: &surroundings)
+        return try commitTree(
+            onto: a, dirty: DirtySet(from: left.fragment, to: merged),
+            live: MergedTree(inodes: merged, trees: left.trees),
+            settings: volume.settings, nodes: volume.nodes, horizon: volume.horizon,
+            adopting: false, source: source, sink: &sink
+        ).root
+    }
+}
+
+/// Everything in a commit's tree.
+struct WholeTree {
+    let volume: VolumeTree
+    let fragment: Fragment
+    let trees: [LineageID: ObjectID]
+
+    init(_ id: ObjectID, _ source: some TreeSource) throws {
+        volume = try VolumeTree(reading: id, from: source)
+        let all = try difference(from: nil, to: id, source: source)
+        var fragment: Fragment = [:]
+        for (id, record) in all.records {
+            if let record { fragment[id] = Inode(record, links: []) }
+        }
+        for (place, link) in all.places {
+            guard let link else { continue }
+            fragment[link.target]?.links[link.id] = PlacedLink(place: place, link: link)
+        }
+        self.fragment = fragment
+        trees = all.trees.compactMapValues(\.self)
+    }
+}
+
+/// The merged state as the encoder wants to see it.
+struct MergedTree: LiveState {
+    let inodes: Fragment
+    /// Of the side that is patched.
+    let trees: [LineageID: ObjectID]
+    private var names: [LineageID: [FileName: Link]] = [:]
+
+    init(inodes: Fragment, trees: [LineageID: ObjectID]) {
+        self.inodes = inodes
+        self.trees = trees
+        for inode in inodes.values {
+            for placed in inode.links.values {
+                names[placed.place.directory, default: [:]][placed.place.name] = placed.link
+            }
+        }
+    }
+
+    func record(_ id: LineageID) -> Record? { inodes[id]?.record }
+
+    func links(of id: LineageID) -> [(place: Place, link: Link)] {
+        inodes[id].map { $0.links.values.map { ($0.place, $0.link) } } ?? []
+    }
+
+    func link(at place: Place) -> Link? { names[place.directory]?[place.name] }
+
+    func children(of directory: LineageID) -> [(name: FileName, link: Link)] {
+        (names[directory] ?? [:]).map { ($0.key, $0.value) }
+    }
+
+    func tree(of directory: LineageID) -> ObjectID? { trees[directory] }
+}
+
+extension DirtySet {
+    /// What differs between two states.
+    init(from old: Fragment, to new: Fragment) {
+        self.init()
+        for id in Set(old.keys).union(new.keys) {
+            let before = old[id]
+            let after = new[id]
+            if before == after { continue }
+            if before?.record != after?.record { records.insert(id) }
+            for link in Set(before?.links.keys ?? [:].keys).union(after?.links.keys ?? [:].keys) {
+                let one = before?.links[link]
+                let other = after?.links[link]
+                if one == other { continue }
+                if let one { places.insert(one.place) }
+                if let other { places.insert(other.place) }
+            }
+        }
+    }
+}
+
+extension VolumeMerge {
+    /// The name of a conflict copy tells which node wrote it.
+    var conflictName: (FileName, ConflictOrigin, (FileName) throws -> Bool) throws -> FileName {
+        let nodes = nodes
+        return { name, origin, taken in
+            let node = origin.stamp.node
+            return try Volume.conflictName(
+                original: name, node: nodes[node]?.name ?? String(node.description.prefix(8)),
+                stamp: origin.stamp, id: origin.id, taken: taken)
+        }
+    }
+}
