@@ -110,7 +110,7 @@ private struct DifferenceWalk<Source: TreeSource> {
         if let old {
             pairs.append((from: try top(old, .from), to: right))
         } else {
-            toOpen.append((.to, right))
+            willOpen(right, .to)
         }
         repeat {
             while let (from, to) = pairs.popLast() { try compare(from, to) }
@@ -220,7 +220,7 @@ private struct DifferenceWalk<Source: TreeSource> {
     private mutating func meet(_ directory: SeenDirectory, _ which: Which) {
         let other: Which = which == .from ? .to : .from
         if opened[other, default: []].contains(directory.id) {
-            toOpen.append((which, directory))
+            willOpen(directory, which)
         } else {
             alone[which, default: [:]][directory.id] = directory
         }
@@ -240,14 +240,19 @@ private struct DifferenceWalk<Source: TreeSource> {
     private mutating func openAlone() {
         for which in [Which.from, .to] {
             for directory in alone[which, default: [:]].values {
-                toOpen.append((which, directory))
+                willOpen(directory, which)
             }
             alone[which] = [:]
         }
     }
 
-    private mutating func open(_ directory: SeenDirectory, _ which: Which) throws {
+    /// Counts as opened from here on: else the two sides pass each other within one round.
+    private mutating func willOpen(_ directory: SeenDirectory, _ which: Which) {
         opened[which, default: []].insert(directory.id)
+        toOpen.append((which, directory))
+    }
+
+    private mutating func open(_ directory: SeenDirectory, _ which: Which) throws {
         for (name, child) in try directory.contents.children(from: source) {
             let place = Place(directory: directory.id, name: name)
             try see(child, at: place, depth: directory.depth + 1, which)
