@@ -27,8 +27,13 @@ public struct Batch: TreeSink, TreeSource {
         try stage(.tree, PackedTree.encode(tree).bytes).id
     }
 
-    /// Its tree and parents must be in the batch or the repository.
+    /// Its tree and parents must be in the batch or the repository; throws `incomplete` otherwise,
+    /// for parents when the batch ends.
     public mutating func write(commit: Commit) throws -> ObjectID {
+        let tree = ObjectKey(commit.tree)
+        guard try objects[tree] != nil || history.contains(tree) else {
+            throw HistoryError(.incomplete, "commit", "tree \(tree) was not written")
+        }
         let key = try stage(.commit, commit.encoded)
         commits.append(commit)
         return key.id

@@ -2,7 +2,7 @@ import Synchronization
 public import Volume
 
 /// The commits that are whole here: their parents, generations and trees, from memory.
-public struct HistoryGraph: Sendable {
+public struct HistoryGraph: CommitGraph, Sendable {
     let history: History
 
     public var count: Int { history.table.withLock { $0.count } }

@@ -14,7 +14,7 @@ public enum UnrelatedObjects: Sendable {
 ///
 /// What a validation reads from: trees, blobs and the graph including the new commits up to and
 /// with the one under validation. Used on the thread of `History.receive` only.
-public final class Intake: TreeSource {
+public final class Intake: TreeSource, CommitGraph {
     private let history: History
     private let database: ObjectDatabase
     private var trees = TreeCache()
