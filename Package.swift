@@ -60,7 +60,9 @@ let adapters: [Target] = [
             product("NIOHTTP1", "swift-nio"), product("NIOTLS", "swift-nio"),
             product("NIOSSL", "swift-nio-ssl"),
         ]),
-    library("Catalog", ["Volume", system, product("GRDB", "GRDB.swift")]),
+    library(
+        "Catalog",
+        ["Volume", system, product("GRDB", "GRDB.swift"), product("GRDBSQLite", "GRDB.swift")]),
     .target(name: "CStore"),
     library("Store", ["Volume", "CStore", system, crypto]),
 ]
@@ -88,7 +90,7 @@ let adapterTests: [Target] = [
     tests("SwarmTests", ["Swarm", "Volume"]),
     tests("DiscoveryTests", ["Discovery"]),
     tests("MeshTests", ["Mesh", "Volume", system, crypto]),
-    tests("CatalogTests", ["Catalog", "Volume", system]),
+    tests("CatalogTests", ["Catalog", "Volume", "Simulation", system]),
     tests("StoreTests", ["Store", "Volume", system]),
     tests("EndToEndTests", []),
 ]

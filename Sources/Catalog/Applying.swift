@@ -1,0 +1,450 @@
+internal import SystemPackage
+public import Volume
+
+/// What the mount must tell the kernel after `apply`, and replication the swarm.
+public struct AppliedEffects: Hashable, Sendable {
+    public struct EntryChange: Hashable, Sendable {
+        public var parent: InodeNumber
+        public var name: FileName
+        public var before: InodeNumber?
+        public var after: InodeNumber?
+    }
+
+    /// Whose attributes, link count or extended attributes changed. New inodes are not in it.
+    public var attributes: Set<InodeNumber> = []
+    /// Files whose content changed.
+    public var contents: Set<InodeNumber> = []
+    /// Names that lead elsewhere now.
+    public var entries: [EntryChange] = []
+    /// Pinned inodes that are linked nowhere now: to be reaped when they are closed.
+    public var orphaned: Set<InodeNumber> = []
+    /// Inodes that are gone.
+    public var removed: Set<InodeNumber> = []
+    /// Row numbers (`Holding.number`) of the contents that were not known before.
+    public var newContents: ClosedRange<Int64>?
+    /// Contents that a file had and that no file has any more.
+    public var unreferenced: Set<Extent> = []
+}
+
+/// The commit changes what was changed here as well and is not committed yet in a way that only a
+/// merge can settle: commit, merge, and apply the outcome. Nothing has been applied.
+public struct ApplyConflict: Error, Hashable, Sendable, CustomStringConvertible {
+    public let description: String
+
+    init(_ description: String) { self.description = description }
+}
+
+extension Catalog {
+    /// Operations wait for no longer than this for the parts of an apply that nobody can see yet.
+    private static let applyChunk = Duration.milliseconds(20)
+
+    /// Makes the rows represent `commit`; `difference` is from the commit applied to this one.
+    ///
+    /// What is not reachable yet (new inodes, the inside of new directories) is written in chunks
+    /// between which operations go on; what is visible changes in one operation, which sets
+    /// `applied`. If that throws, or the process dies before it, the rows of the chunks are orphans
+    /// and applying again uses them.
+    ///
+    /// - Parameter pinned: inodes that are open: kept when their last link goes.
+    /// - Throws: `ApplyConflict`; EIO when the difference contradicts itself or the rows.
+    public func apply(
+        _ difference: TreeDifference, commit: ObjectID, pinned: Set<InodeNumber>
+    ) throws -> AppliedEffects {
+        let lastContent = try read { try $0.lastContentNumber() }
+        let clock = ContinuousClock()
+        var rest = difference
+        let newborn = try insertUnseen(&rest, clock)
+        try fillUnseen(&rest, newborn: newborn, clock)
+        return try perform { transaction in
+            var application = Application(transaction, pinned: pinned)
+            var effects = try application.run(rest, commit: commit)
+            let last = try transaction.lastContentNumber()
+            if last > lastContent { effects.newContents = lastContent + 1...last }
+            return effects
+        }
+    }
+
+    /// Inserts the inodes that there are no rows for, linked nowhere, and takes them out of `rest`.
+    private func insertUnseen(
+        _ rest: inout TreeDifference, _ clock: ContinuousClock
+    ) throws -> Set<LineageID> {
+        var newborn: Set<LineageID> = []
+        let records = rest.records.values.compactMap(\.self).sorted { $0.id < $1.id }
+        var index = 0
+        while index < records.count {
+            let deadline = clock.now + Self.applyChunk
+            try perform { transaction in
+                var application = Application(transaction, pinned: [])
+                repeat {
+                    let record = records[index]
+                    index += 1
+                    // A record removed here and not committed yet is settled with the rest.
+                    guard try transaction.inode(id: record.id) == nil,
+                        try !transaction.isDirty(record.id)
+                    else { continue }
+                    try application.insert(record)
+                    newborn.insert(record.id)
+                } while index < records.count && clock.now < deadline
+            }
+        }
+        for id in newborn { rest.records.removeValue(forKey: id) }
+        return newborn
+    }
+
+    /// Links new inodes into new directories: places that nobody can reach yet.
+    private func fillUnseen(
+        _ rest: inout TreeDifference, newborn: Set<LineageID>, _ clock: ContinuousClock
+    ) throws {
+        let entries = rest.places.compactMap { place, link in
+            link.map { (place: place, link: $0) }
+        }.filter {
+            newborn.contains($0.place.directory) && newborn.contains($0.link.target)
+                && $0.place.directory != .root
+        }.sorted { $0.place < $1.place }
+        var index = 0
+        while index < entries.count {
+            let deadline = clock.now + Self.applyChunk
+            try perform { transaction in
+                var application = Application(transaction, pinned: [])
+                repeat {
+                    try application.set(entries[index].place, entries[index].link)
+                    index += 1
+                } while index < entries.count && clock.now < deadline
+            }
+        }
+        for entry in entries { rest.places.removeValue(forKey: entry.place) }
+    }
+}
+
+extension Reader {
+    func lastContentNumber() throws(Errno) -> Int64 {
+        try connection.first("SELECT max(number) FROM content") { row in row.int64(0) } ?? 0
+    }
+}
+
+/// One run of `apply` inside one operation.
+///
+/// Nothing here marks anything dirty: the rows become what a commit says. What is dirty and touched by
+/// the difference is either merged group by group, where the later stamp decides, or refused.
+struct Application {
+    private let transaction: Transaction
+    private let pinned: Set<InodeNumber>
+    private var effects = AppliedEffects()
+    private var directories: [LineageID: InodeNumber] = [:]
+    private var movedDirectories: Set<InodeNumber> = []
+    /// Inodes inserted in this operation.
+    private var inserted: Set<InodeNumber> = []
+    private var droppedExtents: Set<Extent> = []
+    /// Names that lead elsewhere: they keep their offset for listings under way. And where in
+    /// `effects.entries` they are.
+    private var replaced: [Place: (cookie: UInt64, change: Int)] = [:]
+
+    init(_ transaction: Transaction, pinned: Set<InodeNumber>) {
+        self.transaction = transaction
+        self.pinned = pinned
+    }
+
+    mutating func run(
+        _ difference: TreeDifference, commit: ObjectID
+    ) throws -> AppliedEffects {
+        try checkDirty(difference)
+        let records = difference.records.sorted { $0.key < $1.key }
+        for case (let id, let record?) in records { try set(id, record) }
+        let places = difference.places.sorted { $0.key < $1.key }
+        for (place, link) in places { try remove(place, unless: link) }
+        for case (let place, let link?) in places { try set(place, link) }
+        for case (let id, nil) in records { try remove(id) }
+        try checkMoved()
+        try transaction.setTrees(difference.trees)
+        if let settings = difference.settings { try transaction.setSettings(settings) }
+        if let horizon = difference.horizon { try transaction.setHorizon(horizon) }
+        for (node, description) in difference.nodes.sorted(by: { $0.key < $1.key }) {
+            try transaction.setNode(node, description)
+        }
+        try transaction.setApplied(commit)
+        effects.attributes.subtract(inserted)
+        effects.attributes.subtract(effects.removed)
+        effects.contents.subtract(effects.removed)
+        for extent in droppedExtents where try transaction.references(to: extent.root) == 0 {
+            effects.unreferenced.insert(extent)
+        }
+        return effects
+    }
+
+    /// Before anything changes: what rows and marks mean together is lost afterwards.
+    private func checkDirty(_ difference: TreeDifference) throws {
+        for (place, link) in difference.places {
+            if try transaction.isDirty(place) {
+                throw ApplyConflict(
+                    "\(place.name) in \(place.directory.rawValue) changed here as well")
+            }
+            guard let link, let target = try transaction.inode(id: link.target) else { continue }
+            if try target.linkCount == 0 && transaction.isDirty(target.id) {
+                throw ApplyConflict(
+                    "inode \(target.id.rawValue) was removed here and moved elsewhere")
+            }
+        }
+        for case (let id, nil) in difference.records {
+            guard let row = try transaction.inode(id: id), row.linkCount > 0 else { continue }
+            if try transaction.isDirty(id) {
+                throw ApplyConflict("inode \(id.rawValue) was removed elsewhere and changed here")
+            }
+        }
+    }
+
+    // MARK: - Records
+
+    private mutating func set(_ id: LineageID, _ record: Record) throws {
+        try transaction.observe(record.newestStamp)
+        guard let found = try transaction.inode(id: id) else {
+            guard try !transaction.isDirty(id) else {
+                throw ApplyConflict("inode \(id.rawValue) was removed here and changed elsewhere")
+            }
+            return try insert(record)
+        }
+        guard found.kind == record.content.value.body.kind else {
+            throw ApplyConflict("inode \(id.rawValue) changed its kind")
+        }
+        let row = found.ino == record.ino ? found : try renumber(found, to: record)
+        let isDirty = try transaction.isDirty(id)
+        let merged = isDirty ? try merge(record, into: row) : record
+        try write(merged, over: row)
+    }
+
+    mutating func insert(_ record: Record) throws {
+        try transaction.observe(record.newestStamp)
+        let ino = try freeNumber(for: record)
+        var row = Self.row(record, ino: ino)
+        if record.id == .root {
+            row.linkCount = 2
+            row.parent = .root
+        }
+        try transaction.insert(row)
+        try transaction.writeBody(ino, record.content.value.body)
+        for (name, value) in record.xattrs.sorted(by: { $0.key.lexicographicallyPrecedes($1.key) })
+        {
+            try transaction.writeXattr(ino, name, value)
+        }
+        transaction.count(nil, row)
+        inserted.insert(ino)
+    }
+
+    private static func row(_ record: Record, ino: InodeNumber) -> Inode {
+        let body = record.content.value.body
+        let changed = Timestamp(record.newestStamp)
+        return Inode(
+            ino: ino, id: record.id, kind: body.kind, mode: record.mode.value,
+            owner: record.owner.value, major: body.device.major, minor: body.device.minor,
+            linkCount: 0, size: body.size, accessed: record.content.value.modified,
+            modified: record.content.value.modified, changed: changed,
+            contentStamp: record.content.stamp, modeStamp: record.mode.stamp,
+            ownerStamp: record.owner.stamp, parent: nil)
+    }
+
+    /// Both changed: group by group the later stamp, except where that would lose content.
+    private func merge(_ theirs: Record, into row: Inode) throws -> Record {
+        var merged = try transaction.record(of: row)
+        if !row.isDirectory, merged.content.stamp != theirs.content.stamp {
+            throw ApplyConflict("the content of inode \(row.id.rawValue) changed here as well")
+        }
+        guard Set(merged.xattrs.keys) == Set(theirs.xattrs.keys) else {
+            throw ApplyConflict("attributes of inode \(row.id.rawValue) came or went here as well")
+        }
+        if theirs.content.stamp > merged.content.stamp { merged.content = theirs.content }
+        if theirs.mode.stamp > merged.mode.stamp { merged.mode = theirs.mode }
+        if theirs.owner.stamp > merged.owner.stamp { merged.owner = theirs.owner }
+        merged.xattrs.merge(theirs.xattrs) { $1.stamp > $0.stamp ? $1 : $0 }
+        return merged
+    }
+
+    private mutating func write(_ record: Record, over row: Inode) throws {
+        let before = try transaction.record(of: row)
+        guard before != record else { return }
+        if before.content.value.body != record.content.value.body {
+            try replaceBody(of: row.ino, before, record)
+        }
+        var after = Self.row(record, ino: row.ino)
+        after.linkCount = row.linkCount
+        after.parent = row.parent
+        after.accessed = row.accessed
+        try transaction.update(after)
+        transaction.count(row, after)
+        for name in before.xattrs.keys where record.xattrs[name] == nil {
+            try transaction.connection.run(
+                "DELETE FROM xattr WHERE ino = ? AND name = ?", row.ino, name)
+        }
+        for (name, value) in record.xattrs where before.xattrs[name] != value {
+            try transaction.writeXattr(row.ino, name, value)
+        }
+        effects.attributes.insert(row.ino)
+    }
+
+    private mutating func replaceBody(
+        of ino: InodeNumber, _ before: Record, _ after: Record
+    ) throws {
+        if case .file(let content) = before.content.value.body {
+            droppedExtents.formUnion(content.extents)
+            effects.contents.insert(ino)
+        }
+        try transaction.deleteBody(ino)
+        try transaction.writeBody(ino, after.content.value.body)
+    }
+
+    private mutating func remove(_ id: LineageID) throws {
+        guard let row = try transaction.inode(id: id) else { return }
+        if row.isDirectory, try !transaction.isEmpty(row.ino) {
+            throw ApplyConflict(
+                "directory \(id.rawValue) was removed elsewhere and has entries here")
+        }
+        guard row.linkCount == 0, row.parent == nil else {
+            throw ApplyConflict("inode \(id.rawValue) was removed elsewhere and is linked here")
+        }
+        try drop(row)
+    }
+
+    /// The row of an inode that lost its last link.
+    private mutating func drop(_ row: Inode) throws {
+        if pinned.contains(row.ino) {
+            effects.orphaned.insert(row.ino)
+            return
+        }
+        if row.kind == .file {
+            droppedExtents.formUnion(try transaction.content(of: row.ino).extents)
+        }
+        try transaction.delete(row)
+        effects.removed.insert(row.ino)
+    }
+
+    // MARK: - Inode numbers
+
+    /// The record's own number, unless another inode has it here: of the two the one with the later
+    /// stamp gets a new one.
+    private mutating func freeNumber(for record: Record) throws -> InodeNumber {
+        guard let other = try transaction.inode(record.ino) else { return record.ino }
+        let theirs = (record.newestStamp, record.id)
+        let ours = (try transaction.record(of: other).newestStamp, other.id)
+        if ours > theirs, !pinned.contains(other.ino) {
+            _ = try move(other, to: InodeNumber(rawValue: try transaction.nextIdentity()))
+            try transaction.markDirty(other.id)
+            return record.ino
+        }
+        try transaction.markDirty(record.id)
+        return InodeNumber(rawValue: try transaction.nextIdentity())
+    }
+
+    /// The inode goes on under another number: an editor's save elsewhere, where a new file went on
+    /// under the old one's id, or a renumbering.
+    private mutating func renumber(_ row: Inode, to record: Record) throws -> Inode {
+        if let other = try transaction.inode(record.ino) {
+            guard other.linkCount == 0, other.parent == nil, !pinned.contains(other.ino) else {
+                return row
+            }
+            try drop(other)
+        }
+        guard !row.isDirectory, pinned.contains(row.ino) else {
+            return try move(row, to: record.ino)
+        }
+        // Whoever has the old one open keeps it, as if it had been replaced by a rename.
+        var new = row
+        new.ino = record.ino
+        var old = row
+        old.linkCount = 0
+        try transaction.update(old)
+        try transaction.giveFreshID(old)
+        try transaction.insert(new)
+        try transaction.writeBody(new.ino, transaction.body(of: row))
+        for (name, value) in try transaction.xattrs(of: row.ino) {
+            try transaction.writeXattr(new.ino, name, value)
+        }
+        try repoint(from: row.ino, to: new.ino)
+        effects.orphaned.insert(row.ino)
+        inserted.insert(new.ino)
+        return new
+    }
+
+    private mutating func move(_ row: Inode, to ino: InodeNumber) throws -> Inode {
+        try repoint(from: row.ino, to: ino)
+        let connection = transaction.connection
+        try connection.run("UPDATE inode SET ino = ? WHERE ino = ?", ino, row.ino)
+        try connection.run("UPDATE body SET ino = ? WHERE ino = ?", ino, row.ino)
+        try connection.run("UPDATE extent SET ino = ? WHERE ino = ?", ino, row.ino)
+        try connection.run("UPDATE xattr SET ino = ? WHERE ino = ?", ino, row.ino)
+        try connection.run("UPDATE staging SET ino = ? WHERE ino = ?", ino, row.ino)
+        if row.isDirectory {
+            try connection.run("UPDATE dentry SET parent = ? WHERE parent = ?", ino, row.ino)
+            try connection.run(
+                "UPDATE inode SET parent = ? WHERE parent = ? AND kind = 2", ino, row.ino)
+        }
+        directories[row.id] = nil
+        effects.removed.insert(row.ino)
+        inserted.insert(ino)
+        var moved = row
+        moved.ino = ino
+        return moved
+    }
+
+    private mutating func repoint(from old: InodeNumber, to new: InodeNumber) throws {
+        for link in try transaction.links(of: old) {
+            effects.entries.append(
+                .init(parent: link.parent, name: link.name, before: old, after: new))
+        }
+        try transaction.connection.run("UPDATE dentry SET ino = ? WHERE ino = ?", new, old)
+    }
+
+    // MARK: - Places
+
+    private mutating func directory(_ id: LineageID) throws -> InodeNumber? {
+        if let known = directories[id] { return known }
+        guard let row = try transaction.inode(id: id), row.isDirectory else { return nil }
+        directories[id] = row.ino
+        return row.ino
+    }
+
+    private mutating func remove(_ place: Place, unless link: Link?) throws {
+        guard let parent = try directory(place.directory),
+            let old = try transaction.findEntry(parent, place.name)
+        else { return }
+        // The same inode: only link id or stamp change, or it is replaced by itself.
+        if let link, try transaction.inode(id: link.target)?.ino == old.target { return }
+        try transaction.detach(parent, place.name, old.target)
+        effects.entries.append(
+            .init(parent: parent, name: place.name, before: old.target, after: nil))
+        effects.attributes.formUnion([parent, old.target])
+        if link != nil { replaced[place] = (old.cookie, effects.entries.count - 1) }
+    }
+
+    mutating func set(_ place: Place, _ link: Link) throws {
+        try transaction.observe(link.stamp)
+        guard let parent = try directory(place.directory) else {
+            throw ApplyConflict("directory \(place.directory.rawValue) is gone here")
+        }
+        guard let target = try transaction.inode(id: link.target) else {
+            throw ApplyConflict("inode \(link.target.rawValue) is gone here")
+        }
+        if try transaction.findEntry(parent, place.name) != nil {
+            return try transaction.rewriteEntry(
+                parent, place.name, target.ino, link.id, link.stamp)
+        }
+        let earlier = replaced[place]
+        let cookie = try earlier?.cookie ?? transaction.cookie()
+        try transaction.attach(parent, place.name, target.ino, link, cookie: cookie)
+        if target.isDirectory { movedDirectories.insert(target.ino) }
+        effects.attributes.formUnion([parent, target.ino])
+        if let earlier {
+            effects.entries[earlier.change].after = target.ino
+        } else {
+            effects.entries.append(
+                .init(parent: parent, name: place.name, before: nil, after: target.ino))
+        }
+    }
+
+    /// Moves here and elsewhere may close a circle, or lead below what was removed here.
+    private func checkMoved() throws {
+        for ino in movedDirectories {
+            guard try transaction.inode(ino) != nil else { continue }
+            guard try transaction.ancestors(of: ino).last == .root else {
+                throw ApplyConflict("directory \(ino.rawValue) would hang from nothing")
+            }
+        }
+    }
+}

@@ -1,0 +1,173 @@
+internal import FoundationEssentials
+internal import GRDB
+internal import Glibc
+public import SystemPackage
+public import Volume
+
+/// The live state of the volume on this node: SQLite, answering every request of the mount.
+///
+/// Every operation is performed inside the open transaction of one writer connection and sees every
+/// earlier one. A group commit ends that transaction every `commitInterval` and makes it durable;
+/// `flush` waits for that. All methods block and are called on threads made for that.
+public final class Catalog: Sendable {
+    public struct Options: Sendable {
+        /// This node: named by every stamp it gives.
+        public var node: NodeID
+        /// Milliseconds since 1970, for stamps.
+        public var wallMilliseconds: @Sendable () -> UInt64 = {
+            var now = timespec()
+            clock_gettime(CLOCK_REALTIME, &now)
+            return UInt64(now.tv_sec) * 1000 + UInt64(now.tv_nsec) / 1_000_000
+        }
+        /// 64 random bits, for inode number prefixes and link ids.
+        public var random: @Sendable () -> UInt64 = { UInt64.random(in: .min ... .max) }
+        /// How long an operation may wait for its COMMIT when nobody asks for it.
+        public var commitInterval: Duration = .milliseconds(50)
+        /// Memory for pages of the writer connection; the reader's is a quarter.
+        public var cacheBytes = 32 << 20
+        /// The disk is full: deletes the reserve file. Called with the catalog's lock held; must
+        /// not call the catalog.
+        public var releaseReserve: @Sendable () -> Void = {}
+        /// The catalog has failed for good: operations that were answered are lost, all further
+        /// ones throw EROFS. Called once, on a thread of the catalog, with no lock held.
+        public var onFailure: @Sendable () -> Void = {}
+        /// What SQLite said, for the log.
+        public var log: @Sendable (String) -> Void = { _ in }
+
+        public init(node: NodeID) { self.node = node }
+    }
+
+    private let writer: Writer
+    private let groupCommit: GroupCommit
+    private let checkpointer: Checkpointer
+    private let durableReader: DurableReader
+
+    /// Opens or makes the database. One process at a time: the caller holds the root's lock.
+    ///
+    /// Throws when it is of a later version or damaged, or the file system refuses.
+    public init(path: FilePath, options: Options) throws {
+        let name = path.string
+        guard FilePath(name) == path else { throw Errno.illegalByteSequence }
+        let queue = try DatabaseQueue(
+            path: name, configuration: Self.configuration(options, cache: options.cacheBytes))
+        try queue.unsafeReentrantWrite { try Schema.migrate($0) }
+        let walName = name + "-wal"
+        let wal = try FileDescriptor.open(walName, .readOnly, options: .closeOnExec)
+        try Self.syncDirectory(of: path)
+
+        writer = try Writer(
+            connection: Connection(queue: queue, log: options.log), options: options)
+        let moving = try DatabaseQueue(
+            path: name, configuration: Self.configuration(options, cache: 1 << 20))
+        checkpointer = Checkpointer(
+            connection: try Connection(queue: moving, log: options.log), writer: writer,
+            options: options)
+        groupCommit = GroupCommit(
+            writer: writer, log: wal, checkpointer: checkpointer, options: options)
+        let reading = try DatabaseQueue(
+            path: name,
+            configuration: Self.configuration(options, cache: options.cacheBytes / 4))
+        durableReader = DurableReader(
+            connection: try Connection(queue: reading, log: options.log), writer: writer,
+            groupCommit: groupCommit)
+        checkpointer.start()
+        groupCommit.start()
+    }
+
+    private static func configuration(_ options: Options, cache: Int) -> Configuration {
+        var configuration = Configuration()
+        configuration.foreignKeysEnabled = false
+        configuration.allowsUnsafeTransactions = true
+        // The log's few shared locks are held for microseconds.
+        configuration.busyMode = .timeout(10)
+        configuration.journalMode = .wal
+        configuration.prepareDatabase { db in
+            for pragma in [
+                "synchronous = NORMAL", "wal_autocheckpoint = 0",
+                "cache_size = -\(cache / 1024)",
+                // Dirty pages reach the disk by COMMIT alone, so that a full disk shows only there.
+                "cache_spill = OFF", "temp_store = MEMORY",
+                // No mmap: a bad sector would be SIGBUS for the whole process.
+                "mmap_size = 0",
+            ] {
+                try db.execute(sql: "PRAGMA \(pragma)")
+            }
+        }
+        return configuration
+    }
+
+    /// The database's and the log's names must survive power loss too.
+    private static func syncDirectory(of path: FilePath) throws {
+        let parent = path.removingLastComponent()
+        let directory = try FileDescriptor.open(
+            parent.isEmpty ? "." : parent, .readOnly, options: [.directory, .closeOnExec])
+        defer { _ = try? directory.close() }
+        guard fsync(directory.rawValue) == 0 else { throw Errno(rawValue: errno) }
+    }
+
+    /// Makes everything durable and closes the database. Nothing may be called afterwards.
+    public func close() {
+        groupCommit.stop()
+        checkpointer.stop()
+        durableReader.close()
+        writer.close()
+    }
+
+    // MARK: - Operations
+
+    /// Performs one operation: when the body throws, nothing of it has happened. It is durable only
+    /// after a `flush`.
+    ///
+    /// The body runs with the catalog's lock held: it must be short and must not call the catalog.
+    /// Throws what the body throws, EROFS once the catalog has failed, ENOSPC, EIO.
+    public func perform<T>(_ body: (Transaction) throws -> T) throws -> T {
+        do {
+            let (result, beganBatch) = try writer.perform(body)
+            if beganBatch { groupCommit.batchBegan() }
+            return result
+        } catch {
+            if writer.lock.withLock({ writer.failure != nil }) { groupCommit.failed() }
+            throw error
+        }
+    }
+
+    /// Asks about the present state, every earlier operation included. The same rules as `perform`.
+    public func read<T>(_ body: (Reader) throws -> T) throws -> T { try writer.read(body) }
+
+    /// Asks about a durable state no older than the last group commit, on a connection of its own:
+    /// may take long without holding up operations. One at a time.
+    public func snapshot<T>(_ body: (Snapshot) throws -> T) throws -> T {
+        try durableReader.snapshot(body)
+    }
+
+    /// An inode number or link id that is not in use here. Throws EROFS once the catalog has failed.
+    public func nextIdentity() throws -> UInt64 {
+        try perform { try $0.nextIdentity() }
+    }
+
+    // MARK: - Durability
+
+    /// Blocks until every operation performed before this call survives power loss. Callers share
+    /// one sync. Throws EIO once the catalog has failed.
+    public func flush() throws(Errno) {
+        try groupCommit.waitUntilDurable(writer.lock.withLock { writer.performed })
+    }
+
+    /// Hands everything performed so far to the operating system: from then on it survives a kill of
+    /// this process, though not power loss. Never waits for the disk. Throws EIO once the catalog
+    /// has failed.
+    public func commitBatch() throws(Errno) {
+        writer.lock.lock()
+        defer { writer.lock.unlock() }
+        try writer.commit()
+    }
+
+    /// Calls the body when every operation performed before this call survives power loss, or never
+    /// will (EIO): on a thread of the catalog that others wait for, or at once on this one. It must
+    /// be short and must not block.
+    public func afterDurable(_ body: @escaping @Sendable (Errno?) -> Void) {
+        groupCommit.afterDurable(writer.lock.withLock { writer.performed }, body)
+    }
+
+    public var hasFailed: Bool { writer.lock.withLock { writer.failure != nil } }
+}

@@ -1,0 +1,129 @@
+public import SystemPackage
+public import Volume
+
+/// What the commits do not have yet.
+public struct DirtyState: Hashable, Sendable {
+    public var dirty: DirtySet
+    /// Of the last change in it: hand it to `committed`.
+    public var version: UInt64
+
+    public var isEmpty: Bool { dirty.isEmpty }
+}
+
+extension Reader {
+    public func dirtyState() throws(Errno) -> DirtyState {
+        var state = DirtyState(dirty: DirtySet(), version: 0)
+        let places = try connection.all("SELECT directory, name, version FROM dirty_place") {
+            row throws(Errno) in
+            guard let name = FileName(row.bytes(1)) else { throw .ioError }
+            let directory = LineageID(rawValue: row.uint64(0))
+            return (Place(directory: directory, name: name), row.uint64(2))
+        }
+        for (place, version) in places {
+            state.dirty.places.insert(place)
+            state.version = max(state.version, version)
+        }
+        let records = try connection.all("SELECT id, version FROM dirty_record") { row in
+            (LineageID(rawValue: row.uint64(0)), row.uint64(1))
+        }
+        for (id, version) in records {
+            state.dirty.records.insert(id)
+            state.version = max(state.version, version)
+        }
+        return state
+    }
+
+    /// Whether anything waits for a commit.
+    public func isDirty() throws(Errno) -> Bool {
+        try connection.first(
+            """
+            SELECT EXISTS(SELECT 1 FROM dirty_place) OR EXISTS(SELECT 1 FROM dirty_record)
+            """
+        ) { row in row.int64(0) != 0 } ?? false
+    }
+
+    func isDirty(_ place: Place) throws(Errno) -> Bool {
+        try connection.first(
+            "SELECT 1 FROM dirty_place WHERE directory = ? AND name = ?", place.directory,
+            place.name
+        ) { _ in true } ?? false
+    }
+
+    func isDirty(_ id: LineageID) throws(Errno) -> Bool {
+        try connection.first("SELECT 1 FROM dirty_record WHERE id = ?", id) { _ in true } ?? false
+    }
+
+    // MARK: - What is committed beside inodes and entries
+
+    public func settings() throws -> VolumeSettings? {
+        try meta(MetaKey.settings.rawValue).map { try VolumeSettings(decoding: $0) }
+    }
+
+    /// The stamp below which content was given up.
+    public func horizon() throws(Errno) -> Stamp? {
+        guard let bytes = try meta(MetaKey.horizon.rawValue), bytes.count == 24,
+            let node = NodeID(bytes: bytes[8...])
+        else { return nil }
+        return Stamp(time: bytes[..<8].reduce(0) { $0 << 8 | UInt64($1) }, node: node)
+    }
+}
+
+extension Transaction {
+    public func setSettings(_ settings: VolumeSettings) throws {
+        try setMeta(.settings, settings.encoded())
+    }
+
+    public func setHorizon(_ stamp: Stamp) throws(Errno) {
+        let time = (0..<8).map { UInt8(truncatingIfNeeded: stamp.time >> (56 - 8 * $0)) }
+        try setMeta(.horizon, time + stamp.node.bytes)
+    }
+
+    /// The commit that the rows represent, for a node that starts from somebody's commit.
+    public func setApplied(_ commit: ObjectID?) throws(Errno) {
+        try setMeta(.applied, commit?.bytes)
+    }
+
+    /// A commit of the state that `dirtyState` was taken from is durable: it is what the rows represent
+    /// now. Marks of later changes stay.
+    public func committed(
+        _ outcome: CommitOutcome, as commit: ObjectID, through version: UInt64
+    ) throws(Errno) {
+        try setApplied(commit)
+        try setTrees(outcome.trees)
+        try connection.run("DELETE FROM dirty_place WHERE version <= ?", version)
+        try connection.run("DELETE FROM dirty_record WHERE version <= ?", version)
+        for adoption in outcome.adoptions { try adopt(adoption) }
+    }
+
+    func setTrees(_ trees: [LineageID: ObjectID?]) throws(Errno) {
+        for (id, tree) in trees.sorted(by: { $0.key < $1.key }) {
+            guard let directory = try inode(id: id) else { continue }
+            try connection.run("UPDATE inode SET tree = ? WHERE ino = ?", tree, directory.ino)
+        }
+    }
+
+    /// The newborn goes on under the old file's id, whatever has happened to it since.
+    private func adopt(_ adoption: Adoption) throws(Errno) {
+        // The old file, if somebody still has it open, is nothing that commits know.
+        if let old = try inode(id: adoption.adopted) { try giveFreshID(old) }
+        if try isDirty(adoption.newborn) { try markDirty(adoption.adopted) }
+        guard let newborn = try inode(id: adoption.newborn) else { return }
+        try connection.run(
+            "UPDATE inode SET id = ? WHERE ino = ?", adoption.adopted, newborn.ino)
+        for (place, link) in adoption.links {
+            guard let directory = try inode(id: place.directory) else { continue }
+            try connection.run(
+                """
+                UPDATE dentry SET link = ?, stamp = ?, node = ?
+                WHERE parent = ? AND name = ? AND ino = ?
+                """, link.id, link.stamp.time, try number(of: link.stamp.node), directory.ino,
+                place.name, newborn.ino)
+        }
+    }
+
+    func giveFreshID(_ inode: Inode) throws(Errno) {
+        let id = LineageID(rawValue: try nextIdentity())
+        try connection.run("UPDATE inode SET id = ? WHERE ino = ?", id, inode.ino)
+        if inode.linkCount > 0 { try markDirty(id) }
+    }
+}

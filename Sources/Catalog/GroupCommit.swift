@@ -1,0 +1,190 @@
+internal import Glibc
+internal import SystemPackage
+
+/// Ends the writer's batch every so often, makes it durable with no lock held, and tells whoever
+/// waits for that.
+///
+/// `synchronous=NORMAL` means that COMMIT only writes the log; the thread here then calls
+/// fdatasync on a descriptor of its own. With FULL, SQLite would sync inside COMMIT, and every
+/// request would stand still behind the disk for as long.
+///
+/// `@unchecked Sendable`: `state` is guarded by `gate`; all else is constant.
+final class GroupCommit: @unchecked Sendable {
+    private struct State {
+        /// The number of the last operation that survives power loss.
+        var durable: UInt64 = 0
+        /// Somebody waits for this one.
+        var wanted: UInt64 = 0
+        var isPending = false
+        var isStopping = false
+        var hasFailed = false
+        var waiting: [(operation: UInt64, body: @Sendable (Errno?) -> Void)] = []
+    }
+
+    private let gate = Lock()
+    private var state = State()
+    private let writer: Writer
+    private let log: FileDescriptor
+    private let checkpointer: Checkpointer
+    private let options: Catalog.Options
+    private var thread: WorkerThread?
+
+    /// Bodies waiting for durability at one time: FUSE requests in flight are fewer.
+    static let waitingMax = 65_536
+
+    /// - Parameter log: of the file `-wal`; closed by `stop`.
+    init(
+        writer: Writer, log: FileDescriptor, checkpointer: Checkpointer, options: Catalog.Options
+    ) {
+        self.writer = writer
+        self.log = log
+        self.checkpointer = checkpointer
+        self.options = options
+    }
+
+    func start() {
+        thread = WorkerThread(name: "catalog-commit") { [self] in run() }
+    }
+
+    /// The first operation of a batch has been performed.
+    func batchBegan() {
+        gate.withLock {
+            state.isPending = true
+            gate.signalAll()
+        }
+    }
+
+    /// Blocks until the operation survives power loss. Throws EIO once the catalog has failed.
+    func waitUntilDurable(_ operation: UInt64) throws(Errno) {
+        gate.lock()
+        defer { gate.unlock() }
+        guard state.durable < operation else { return }
+        if state.wanted < operation {
+            state.wanted = operation
+            gate.signalAll()
+        }
+        while state.durable < operation {
+            guard !state.hasFailed else { throw .ioError }
+            gate.wait()
+        }
+    }
+
+    /// Calls the body, on the committing thread or at once here, when the operation survives power
+    /// loss or never will (EIO).
+    func afterDurable(_ operation: UInt64, _ body: @escaping @Sendable (Errno?) -> Void) {
+        enum Outcome { case now(Errno?), later, full }
+        let outcome: Outcome = gate.withLock {
+            if state.durable >= operation { return .now(nil) }
+            if state.hasFailed { return .now(.ioError) }
+            if state.waiting.count >= Self.waitingMax { return .full }
+            state.waiting.append((operation, body))
+            if state.wanted < operation {
+                state.wanted = operation
+                gate.signalAll()
+            }
+            return .later
+        }
+        switch outcome {
+        case .now(let error): body(error)
+        case .later: break
+        case .full:
+            do throws(Errno) {
+                try waitUntilDurable(operation)
+                body(nil)
+            } catch {
+                body(error)
+            }
+        }
+    }
+
+    /// The writer has failed outside this thread.
+    func failed() {
+        gate.withLock {
+            state.isPending = true
+            state.wanted = max(state.wanted, state.durable + 1)
+            gate.signalAll()
+        }
+    }
+
+    /// Commits what is left. Nothing is performed afterwards.
+    func stop() {
+        gate.withLock {
+            state.isStopping = true
+            gate.signalAll()
+        }
+        thread?.join()
+        thread = nil
+        _ = try? log.close()
+    }
+
+    private func run() {
+        while awaitBatch() {
+            do throws(Errno) {
+                let (operation, frames) = try endBatch()
+                finish(durable: operation)
+                checkpointer.logGrew(to: frames)
+            } catch {
+                finishFailed()
+                return
+            }
+        }
+    }
+
+    /// False: stopping, and everything performed is durable.
+    private func awaitBatch() -> Bool {
+        gate.lock()
+        defer { gate.unlock() }
+        while !state.isPending, state.wanted <= state.durable {
+            if state.isStopping { return false }
+            gate.wait()
+        }
+        if state.wanted <= state.durable, !state.isStopping {
+            gate.wait(atMost: options.commitInterval)
+        }
+        state.isPending = false
+        return true
+    }
+
+    private func endBatch() throws(Errno) -> (operation: UInt64, frames: Int32) {
+        writer.lock.lock()
+        do throws(Errno) {
+            try writer.commit()
+        } catch {
+            writer.lock.unlock()
+            throw error
+        }
+        let result = (writer.committed, writer.walFrames)
+        writer.lock.unlock()
+        // The errno is read before anything else is called.
+        if fdatasync(log.rawValue) != 0 {
+            let error = Errno(rawValue: errno)
+            options.log("fdatasync of the catalog's log: \(error)")
+            // What the kernel dropped cannot be synced again: a second fdatasync would lie.
+            writer.lock.withLock { writer.failDurability() }
+            throw error
+        }
+        return result
+    }
+
+    private func finish(durable operation: UInt64) {
+        gate.lock()
+        state.durable = max(state.durable, operation)
+        let durable = state.durable
+        let ready = state.waiting.filter { $0.operation <= durable }
+        state.waiting.removeAll { $0.operation <= durable }
+        gate.signalAll()
+        gate.unlock()
+        for (_, body) in ready { body(nil) }
+    }
+
+    private func finishFailed() {
+        gate.lock()
+        state.hasFailed = true
+        let waiting = state.waiting
+        state.waiting = []
+        gate.signalAll()
+        gate.unlock()
+        for (_, body) in waiting { body(.ioError) }
+        options.onFailure()
+    }
+}

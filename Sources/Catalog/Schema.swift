@@ -1,0 +1,138 @@
+internal import GRDB
+
+/// The tables. `PRAGMA user_version` counts the migrations that ran; a database of a later version
+/// is refused.
+///
+/// - Names are BLOBs: bytes, never text.
+/// - A stamp is two columns: milliseconds << 16 | counter, and a row number of `node`.
+/// - Rows name inodes by `ino`; what goes into commits names them by `id` (lineage).
+enum Schema {
+    static let version = migrations.count
+
+    struct TooNew: Error, CustomStringConvertible {
+        let found: Int
+        var description: String {
+            "catalog.sqlite has schema \(found), this program knows \(Schema.version): upgrade"
+        }
+    }
+
+    static func migrate(_ db: Database) throws {
+        let found = try Int.fetchOne(db, sql: "PRAGMA user_version") ?? 0
+        guard found <= version else { throw TooNew(found: found) }
+        for next in found..<version {
+            try db.inTransaction {
+                try db.execute(sql: migrations[next])
+                try db.execute(sql: "PRAGMA user_version = \(next + 1)")
+                return .commit
+            }
+        }
+    }
+
+    private static let migrations = [namespace + contents + history]
+
+    private static let namespace = """
+        CREATE TABLE inode(
+            ino INTEGER PRIMARY KEY,
+            id INTEGER NOT NULL,
+            kind INTEGER NOT NULL,            -- Inode.Kind
+            mode INTEGER NOT NULL,            -- permission bits
+            uid INTEGER NOT NULL,
+            gid INTEGER NOT NULL,
+            rdev INTEGER NOT NULL,            -- major << 32 | minor
+            nlink INTEGER NOT NULL,           -- directories: 2 while linked, + subdirectories
+            size INTEGER NOT NULL,            -- of the published content
+            atime INTEGER NOT NULL,           -- ns; local to this node
+            mtime INTEGER NOT NULL,           -- s, with mtime_ns: exact, for it is committed
+            mtime_ns INTEGER NOT NULL,
+            ctime INTEGER NOT NULL,           -- ns; local
+            content_stamp INTEGER NOT NULL, content_node INTEGER NOT NULL,
+            mode_stamp INTEGER NOT NULL, mode_node INTEGER NOT NULL,
+            owner_stamp INTEGER NOT NULL, owner_node INTEGER NOT NULL,
+            parent INTEGER,                   -- directories: where `..` leads; NULL: linked nowhere
+            tree BLOB                         -- directories: Git tree id as of `applied`
+        );
+        -- At creation id = ino: only the others need an index.
+        CREATE UNIQUE INDEX inode_id ON inode(id) WHERE id <> ino;
+        CREATE INDEX inode_directory ON inode(parent) WHERE kind = 2;
+        CREATE INDEX inode_orphan ON inode(ino)
+            WHERE nlink = 0 OR (kind = 2 AND parent IS NULL);
+
+        -- Inline content of files, and targets of symlinks: apart, so that inode rows stay dense.
+        CREATE TABLE body(ino INTEGER PRIMARY KEY, data BLOB NOT NULL);
+
+        CREATE TABLE dentry(
+            parent INTEGER NOT NULL,
+            name BLOB NOT NULL,
+            ino INTEGER NOT NULL,
+            link INTEGER NOT NULL,            -- LinkID
+            stamp INTEGER NOT NULL, node INTEGER NOT NULL,
+            cookie INTEGER NOT NULL,          -- readdir offset: given once, kept while it exists
+            PRIMARY KEY(parent, name)
+        ) WITHOUT ROWID;
+        CREATE UNIQUE INDEX dentry_cookie ON dentry(parent, cookie, ino);
+        CREATE INDEX dentry_ino ON dentry(ino);
+
+        CREATE TABLE xattr(
+            ino INTEGER NOT NULL, name BLOB NOT NULL, value BLOB NOT NULL,
+            stamp INTEGER NOT NULL, node INTEGER NOT NULL,
+            PRIMARY KEY(ino, name)
+        ) WITHOUT ROWID;
+
+        CREATE TABLE staging(
+            ino INTEGER PRIMARY KEY,
+            name BLOB NOT NULL,
+            stamp INTEGER NOT NULL, node INTEGER NOT NULL,   -- content stamp that it began from
+            overlay BLOB                      -- opaque here: base and changed ranges
+        );
+        """
+
+    private static let contents = """
+        -- Random keys are expensive to insert, so a root occurs once and goes by number elsewhere.
+        CREATE TABLE content(
+            number INTEGER PRIMARY KEY,
+            root BLOB NOT NULL UNIQUE,
+            length INTEGER NOT NULL,
+            state INTEGER NOT NULL,           -- ContentState
+            verified BLOB,                    -- partial: bit field of verified pieces
+            since INTEGER NOT NULL,           -- ms, of the state
+            used INTEGER NOT NULL             -- ms
+        );
+        CREATE INDEX content_local ON content(state, used) WHERE state > 0;
+        CREATE TABLE extent(
+            ino INTEGER NOT NULL, position INTEGER NOT NULL, content INTEGER NOT NULL,
+            PRIMARY KEY(ino, position)
+        ) WITHOUT ROWID;
+        CREATE INDEX extent_content ON extent(content);
+
+        CREATE TABLE holder(
+            content INTEGER NOT NULL, node INTEGER NOT NULL,
+            state INTEGER NOT NULL,           -- HolderState
+            since INTEGER NOT NULL,           -- ms
+            PRIMARY KEY(content, node)
+        ) WITHOUT ROWID;
+        CREATE INDEX holder_node ON holder(node);
+        CREATE TABLE holder_log(
+            node INTEGER NOT NULL, epoch INTEGER NOT NULL, number INTEGER NOT NULL,
+            entry BLOB NOT NULL, chain BLOB NOT NULL, signature BLOB NOT NULL,
+            PRIMARY KEY(node, epoch, number)
+        ) WITHOUT ROWID;
+
+        CREATE TABLE node(
+            number INTEGER PRIMARY KEY,
+            id BLOB NOT NULL UNIQUE,
+            name BLOB NOT NULL, machine BLOB NOT NULL,
+            seen INTEGER NOT NULL,            -- ms; 0: never
+            info BLOB                         -- opaque here
+        );
+        """
+
+    private static let history = """
+        CREATE TABLE meta(key BLOB PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
+        -- What commits do not have yet; version: of the last change.
+        CREATE TABLE dirty_place(
+            directory INTEGER NOT NULL, name BLOB NOT NULL, version INTEGER NOT NULL,
+            PRIMARY KEY(directory, name)
+        ) WITHOUT ROWID;
+        CREATE TABLE dirty_record(id INTEGER PRIMARY KEY, version INTEGER NOT NULL);
+        """
+}

@@ -1,0 +1,159 @@
+internal import GRDBSQLite
+internal import SystemPackage
+
+/// The one connection that serves every read and write, inside an open transaction that the group
+/// commit ends: so every request sees every earlier one.
+///
+/// | state    | rows                         | operations                    |
+/// |----------|------------------------------|-------------------------------|
+/// | idle     | = committed                  | begin a batch                 |
+/// | batch    | committed + redo log         | savepoint each                |
+/// | failed   | = last commit that succeeded | writes: EROFS; reads: allowed |
+///
+/// `@unchecked Sendable`: everything but `lock` is touched with `lock` held, and the SQLite handle
+/// is opened without a mutex of its own.
+final class Writer: @unchecked Sendable {
+    let lock = Lock()
+    private let connection: Connection
+    private let transaction: Transaction
+    private let options: Catalog.Options
+    /// The number of the last operation performed, and of the last one inside a COMMIT.
+    private(set) var performed: UInt64 = 0
+    private(set) var committed: UInt64 = 0
+    private(set) var failure: SQLiteFailure?
+    /// Frames in the log after the last COMMIT.
+    private(set) var walFrames: Int32 = 0
+
+    /// A batch larger than this is committed at once: it is held in memory twice.
+    static let batchBytesMax = 32 << 20
+
+    init(connection: Connection, options: Catalog.Options) throws {
+        self.connection = connection
+        self.options = options
+        connection.isLogging = true
+        try connection.control("BEGIN")
+        transaction = try Transaction(connection, options: options)
+        sqlite3_wal_hook(
+            connection.handle,
+            { context, _, _, frames in
+                // Non-nil: passed below; alive: the hook is removed in `close`.
+                Unmanaged<Writer>.fromOpaque(context!).takeUnretainedValue().walFrames = frames
+                return SQLITE_OK
+            }, Unmanaged.passUnretained(self).toOpaque())
+    }
+
+    /// - Returns: the body's result, and whether this operation began a batch.
+    func perform<T>(_ body: (Transaction) throws -> T) throws -> (result: T, beganBatch: Bool) {
+        lock.lock()
+        defer { lock.unlock() }
+        guard failure == nil else { throw Errno.readOnlyFileSystem }
+        try begin()
+        let beganBatch = performed == committed
+        let mark = connection.redo.mark
+        let volatile = transaction.volatile
+        do {
+            try control("SAVEPOINT operation")
+            let result = try body(transaction)
+            try control("RELEASE operation")
+            performed += 1
+            if connection.redo.bytes.count > Self.batchBytesMax { try commit() }
+            return (result, beganBatch)
+        } catch {
+            takeBack(to: mark, volatile)
+            throw error
+        }
+    }
+
+    func read<T>(_ body: (Reader) throws -> T) throws -> T {
+        lock.lock()
+        defer { lock.unlock() }
+        try begin()
+        return try body(transaction)
+    }
+
+    private func begin() throws(Errno) {
+        if !connection.isInTransaction { try control("BEGIN") }
+    }
+
+    private func control(_ sql: StaticString) throws(Errno) {
+        do throws(SQLiteFailure) {
+            try connection.control(sql)
+        } catch {
+            options.log(error.description)
+            throw error.errno
+        }
+    }
+
+    /// Undoes the operation that has just thrown. On some errors (a full disk) SQLite has rolled
+    /// back the whole transaction by itself; then the operations before it are run again.
+    private func takeBack(to mark: RedoLog.Mark, _ volatile: Transaction.Volatile) {
+        guard failure == nil else { return }
+        connection.redo.truncate(to: mark)
+        transaction.volatile = volatile
+        transaction.forgetCached()
+        do throws(SQLiteFailure) {
+            if connection.isInTransaction {
+                try connection.control("ROLLBACK TO operation")
+                try connection.control("RELEASE operation")
+            } else {
+                try connection.control("BEGIN")
+                try connection.runAgain(connection.redo)
+            }
+        } catch {
+            fail(error)
+        }
+    }
+
+    /// Ends the batch. With the lock held.
+    ///
+    /// - Throws: EIO once the catalog has failed.
+    func commit() throws(Errno) {
+        guard failure == nil else { throw .ioError }
+        guard connection.isInTransaction else { return }
+        do throws(SQLiteFailure) {
+            try connection.control("COMMIT")
+        } catch {
+            options.log("committing: \(error)")
+            try commitAgain()
+        }
+        committed = performed
+        connection.redo.removeAll()
+    }
+
+    /// The disk was full, and SQLite has discarded the batch: make room, run the batch again.
+    private func commitAgain() throws(Errno) {
+        options.releaseReserve()
+        do throws(SQLiteFailure) {
+            if connection.isInTransaction { try connection.control("ROLLBACK") }
+            try connection.control("BEGIN")
+            try connection.runAgain(connection.redo)
+            try connection.control("COMMIT")
+            options.log("committed again after a failure")
+        } catch {
+            fail(error)
+            throw .ioError
+        }
+    }
+
+    /// No way back: answered operations are lost, and the mount must say so.
+    private func fail(_ error: SQLiteFailure) {
+        failure = error
+        connection.redo.removeAll()
+        if connection.isInTransaction { _ = try? connection.control("ROLLBACK") }
+        transaction.forgetCached()
+        _ = try? transaction.recount()
+    }
+
+    /// With the lock held: the log could not be made durable.
+    func failDurability() {
+        guard failure == nil else { return }
+        fail(SQLiteFailure(connection.handle, statement: nil))
+    }
+
+    func close() {
+        lock.withLock {
+            sqlite3_wal_hook(connection.handle, nil, nil)
+            connection.close()
+        }
+    }
+}
