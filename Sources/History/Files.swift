@@ -33,6 +33,51 @@ enum Files {
         return names.sorted()
     }
 
+    /// The path with something more at its end, whatever bytes it has.
+    static func sibling(_ path: FilePath, _ suffix: String) -> FilePath {
+        path.withPlatformString { text in
+            let bytes = Array(UnsafeBufferPointer(start: text, count: strlen(text)))
+            return FilePath(platformString: bytes + suffix.utf8CString)
+        }
+    }
+
+    /// A whole file; nil if it does not exist.
+    static func read(_ path: FilePath) throws -> [UInt8]? {
+        let file: FileDescriptor
+        do {
+            file = try FileDescriptor.open(path, .readOnly, options: .closeOnExec)
+        } catch Errno.noSuchFileOrDirectory {
+            return nil
+        }
+        defer { try? file.close() }
+        let size = Int(try file.seek(offset: 0, from: .end))
+        return try [UInt8](unsafeUninitializedCapacity: size) { buffer, count in
+            let raw = UnsafeMutableRawBufferPointer(buffer)
+            while count < size {
+                let portion = try file.read(
+                    fromAbsoluteOffset: Int64(count),
+                    into: UnsafeMutableRawBufferPointer(rebasing: raw[count...]))
+                guard portion > 0 else { break }
+                count += portion
+            }
+        }
+    }
+
+    /// Puts a file in place of another, or none, atomically and durably.
+    static func replace(_ path: FilePath, with bytes: [UInt8]) throws {
+        let temporary = sibling(path, ".lock")
+        let file = try FileDescriptor.open(
+            temporary, .writeOnly, options: [.create, .truncate, .closeOnExec],
+            permissions: [.ownerReadWrite, .groupRead, .otherRead])
+        do {
+            defer { try? file.close() }
+            try file.writeAll(bytes)
+            guard fsync(file.rawValue) == 0 else { throw failure("fsync", temporary) }
+        }
+        try rename(temporary, to: path)
+        try synchronize(path.removingLastComponent())
+    }
+
     /// Bytes; nil if there is no such file.
     static func size(_ path: FilePath) -> Int? {
         var status = stat()

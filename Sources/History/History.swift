@@ -31,7 +31,7 @@ public final class History: Sendable {
     /// Creates an empty repository; nothing may be at `path`. Whole or absent after a crash.
     public static func create(_ path: FilePath) throws -> History {
         try Library.require()
-        let temporary = FilePath(path.string + ".new")
+        let temporary = Files.sibling(path, ".new")
         try Files.removeTree(temporary)
         guard Files.size(path) == nil else {
             throw HistoryError(.system, "create", "\(path) exists", libraryCode: EEXIST)
@@ -92,7 +92,7 @@ public final class History: Sendable {
         try packs.sweep(reindexIn: quarantine)
         readers = try Readers(path.appending("objects"))
         references = try References(path)
-        for id in try references.list("refs/").values { try adopt(id) }
+        try loadGraph()
     }
 
     /// A lock file that a crash left would refuse every later change.
@@ -105,35 +105,6 @@ public final class History: Sendable {
                 try sweepLocks(in: path, below: true)
             }
         }
-    }
-
-    /// Puts a commit and all before it into the graph.
-    private func adopt(_ id: ObjectID) throws {
-        var stack = [ObjectKey(id)]
-        var known: [ObjectKey: Commit] = [:]
-        try table.withLock { table in
-            while let key = stack.last {
-                if table.number(of: key) != nil {
-                    stack.removeLast()
-                    continue
-                }
-                let commit = try known[key] ?? readCommit(key)
-                let parents = commit.parents.map { ObjectKey($0) }
-                let missing = parents.filter { table.number(of: $0) == nil }
-                if missing.isEmpty {
-                    try table.insert(key: key, tree: ObjectKey(commit.tree), parents: parents)
-                    known[key] = nil
-                    stack.removeLast()
-                } else {
-                    known[key] = commit
-                    stack += missing
-                }
-            }
-        }
-    }
-
-    private func readCommit(_ key: ObjectKey) throws -> Commit {
-        try Commit(decoding: readers.with { try $0.read(key, as: .commit) })
     }
 
     // MARK: Reading

@@ -14,11 +14,8 @@ public enum HistoryLimits {
     public static let packBytesMax = 8 << 30
     /// Bytes of a pack handed over in memory; larger ones go through a file.
     public static let packInMemoryBytesMax = 32 << 20
-    /// Inflated bytes per received pack byte beyond `inflatedBytesFloor`; zlib's own bound is 1032.
-    public static let inflationMax = 100
-    public static let inflatedBytesFloor = 64 << 20
     /// New commits in one receipt.
-    public static let receivedCommitsMax = 4 << 20
+    public static let receivedCommitsMax = 16 << 20
     /// A batch that holds more is written out in parts, each a pack of its own.
     public static let batchBytesMax = 32 << 20
     public static let batchObjectsMax = 100_000
@@ -28,6 +25,11 @@ public enum HistoryLimits {
     public static let repackObjectsMax = 500_000
     /// Free bytes that must be left after a pack is written.
     public static let freeBytesMin: UInt64 = 16 << 20
+
+    /// Commits beyond a quarter of the saved graph, and at least these, make a new one.
+    static let unsavedCommitsMax = 1000
+    /// Findings that a check gathers before it stops.
+    public static let problemsMax = 100
 
     // MARK: Memory
 

@@ -29,6 +29,24 @@ struct PackFiles: Sendable {
         }
     }
 
+    /// A pack's own checksum and the one that its index has for it; equal unless one of them was
+    /// cut or mixed up.
+    func checksums(_ name: String) throws -> (pack: [UInt8], index: [UInt8]) {
+        (try tail(path(name), dropping: 0), try tail(indexPath(name), dropping: 20))
+    }
+
+    /// The 20 bytes before the last `dropping` ones.
+    private func tail(_ path: FilePath, dropping: Int) throws -> [UInt8] {
+        let file = try FileDescriptor.open(path, .readOnly, options: .closeOnExec)
+        defer { try? file.close() }
+        let offset = try file.seek(offset: 0, from: .end) - 20 - Int64(dropping)
+        guard offset > 0 else { return [] }
+        return try [UInt8](unsafeUninitializedCapacity: 20) { buffer, count in
+            count = try file.read(
+                fromAbsoluteOffset: offset, into: UnsafeMutableRawBufferPointer(buffer))
+        }
+    }
+
     func count() throws -> Int {
         try Files.names(in: directory).count { $0.hasSuffix(".idx") }
     }

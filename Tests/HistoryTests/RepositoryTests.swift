@@ -1,3 +1,4 @@
+import Glibc
 import History
 import Synchronization
 import SystemPackage
@@ -268,5 +269,92 @@ import Volume
             #expect(try history.graph.generation(of: id) == 6)
         }
         #expect(git(history.path, "fsck --strict --full").status == 0)
+    }
+
+    @Test func theGraphIsTheSameWithItsFileWithoutItAndWithADamagedOne() throws {
+        let history = try scratch.repository()
+        let base = try history.commit(Files(["a": "1"]))
+        let count = 1500
+        let head = try history.write { batch in
+            let tree = try history.graph.tree(of: base)
+            var line = [base]
+            for number in 0..<count {
+                // Every tenth commit is a merge.
+                let parents =
+                    number % 10 == 9
+                    ? [line[line.count - 1], line[line.count - 5]] : [line[line.count - 1]]
+                line.append(
+                    try batch.write(
+                        commit: Commit(
+                            tree: tree, parents: parents, seconds: Int64(number), message: [])))
+            }
+            return line[count]
+        }
+        try history.setHead(head)
+        let file = history.path.appending("delugefs-graph")
+        func compare() throws {
+            let again = try History.open(history.path)
+            #expect(again.graph.count == count + 1)
+            #expect(
+                try again.graph.commits(from: [head], excluding: [])
+                    == history.graph.commits(from: [head], excluding: []))
+            #expect(try again.graph.generation(of: head) == history.graph.generation(of: head))
+            #expect(try again.graph.parents(of: head) == history.graph.parents(of: head))
+        }
+        try compare()
+        let bytes = try read(file)
+        #expect(bytes.count > count * 42)
+        try compare()
+        for damaged in [Array(bytes.dropLast()), [], bytes + bytes, Array(bytes.reversed())] {
+            try write(damaged, to: file)
+            try compare()
+        }
+        let more = try history.commit(Files(["a": "2"]), on: [head])
+        #expect(try History.open(history.path).graph.parents(of: more) == [head])
+        try history.setHead(base)
+        #expect(try History.open(history.path).graph.count == 1)
+        #expect(git(history.path, "fsck --strict --full").status == 0)
+    }
+
+    @Test func aCheckFindsWhatIsDamagedAndNothingElse() throws {
+        let history = try scratch.repository()
+        let first = try history.commit(Files(["a": "1", "d/b": "2"]))
+        let packs = try history.joinPacks()
+        let second = try history.commit(Files(["a": "3", "d/b": "2"]), on: [first])
+        #expect(try history.problems().isEmpty)
+        #expect(try history.problems(thoroughly: true).isEmpty)
+        let name = try #require(packs.first).name
+        let pack = history.path.appending("objects/pack").appending(name)
+        let good = try read(pack)
+        try write(Array(good.dropLast(5)), to: pack)
+        #expect(try history.problems().count == 1)
+        var bad = good
+        bad[good.count / 2] ^= 0x10
+        try write(bad, to: pack)
+        #expect(try history.problems().isEmpty)
+        #expect(try !history.problems(thoroughly: true).isEmpty)
+        try write(good, to: pack)
+        #expect(try history.problems(thoroughly: true).isEmpty)
+        #expect(try history.head() == second)
+    }
+
+    @Test(.enabled(if: getuid() == 0)) func aFullDiskIsAnErrorAndNothingIsLost() throws {
+        let disk = scratch.path.appending("disk")
+        try #require(
+            shell("mkdir '\(disk)' && mount -t tmpfs -o size=28m tmpfs '\(disk)'").status == 0)
+        defer { shell("umount -l '\(disk)'") }
+        let seed: UInt64 = 13
+        print("seed \(seed)")
+        var random = SeededRandom(seed: seed)
+        let history = try History.create(disk.appending("history.git"))
+        let head = try history.commit(Files(["a": "1"]))
+        var refused: HistoryError.Code?
+        for _ in 0..<40 where refused == nil {
+            let bytes = random.bytes(700_000)
+            refused = code { _ = try history.write { try $0.write(blob: bytes) } }
+        }
+        #expect(refused == .noSpace)
+        #expect(try history.problems(thoroughly: true).isEmpty)
+        #expect(try History.open(history.path).head() == head)
     }
 }
