@@ -174,3 +174,16 @@ void cstore_listing_close(struct cstore_listing *listing) {
 }
 
 void cstore_name_thread(const char *name) { pthread_setname_np(pthread_self(), name); }
+
+int cstore_fallocate(int fd, int mode, uint64_t offset, uint64_t length) {
+    return fallocate(fd, mode, (off_t)offset, (off_t)length) < 0 ? -errno : 0;
+}
+int64_t cstore_copy_some(int from, uint64_t from_offset, int to, uint64_t to_offset, uint64_t length) {
+    off_t source = (off_t)from_offset, target = (off_t)to_offset;
+    ssize_t count = copy_file_range(from, &source, to, &target, length, 0);
+    return count < 0 ? -errno : count;
+}
+int cstore_set_modified(int fd, int64_t seconds, uint32_t nanoseconds) {
+    struct timespec times[2] = {{0, UTIME_OMIT}, {seconds, nanoseconds}};
+    return futimens(fd, times) < 0 ? -errno : 0;
+}

@@ -83,6 +83,11 @@ int cstore_listing_open(int directory, struct cstore_listing **out);
 int cstore_listing_next(struct cstore_listing *listing, char *name);
 void cstore_listing_close(struct cstore_listing *listing);
 
+/* fallocate, copy_file_range and futimens as they are; -errno on failure. */
+int cstore_fallocate(int fd, int mode, uint64_t offset, uint64_t length);
+int64_t cstore_copy_some(int from, uint64_t from_offset, int to, uint64_t to_offset, uint64_t length);
+int cstore_set_modified(int fd, int64_t seconds, uint32_t nanoseconds);
+
 /* The calling thread's name, at most 15 bytes. */
 void cstore_name_thread(const char *name);
 

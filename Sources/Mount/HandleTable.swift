@@ -1,0 +1,31 @@
+import Synchronization
+
+/// What an open descriptor of the kernel stands for.
+struct Handle {
+    let vnode: Vnode
+    let writes: Bool
+}
+
+/// Open files by the number that the kernel sends back with each request on them.
+final class HandleTable: Sendable {
+    private struct State {
+        var handles: [UInt64: Handle] = [:]
+        var next: UInt64 = 1
+    }
+
+    private let state = Mutex(State())
+
+    func insert(_ handle: Handle) -> UInt64 {
+        state.withLock { state in
+            defer { state.next += 1 }
+            state.handles[state.next] = handle
+            return state.next
+        }
+    }
+
+    func handle(_ number: UInt64) -> Handle? { state.withLock { $0.handles[number] } }
+
+    func remove(_ number: UInt64) -> Handle? {
+        state.withLock { $0.handles.removeValue(forKey: number) }
+    }
+}

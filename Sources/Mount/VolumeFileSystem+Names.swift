@@ -1,0 +1,162 @@
+import Catalog
+public import FUSE
+import Glibc
+import SystemPackage
+import Volume
+
+// Requests on names: each is one transaction of the catalog.
+extension VolumeFileSystem {
+    public func lookup(_ request: RequestHeader, name: [UInt8], reply: consuming Reply) {
+        do throws(Errno) {
+            if let entry = try virtual.lookup(name, in: request) {
+                reply.entry(entry)
+                return
+            }
+            let directory = try vnode(request)
+            let name = try self.name(name)
+            let inode: Inode?
+            do throws(Errno) {
+                inode = try perform("lookup") { tx throws(Errno) in
+                    try tx.lookup(directory.ino, name)
+                }
+            } catch .noSuchFileOrDirectory { inode = nil }
+            guard let inode else {
+                reply.entry(.negative(valid: Self.cacheLifetime))
+                return
+            }
+            answer(inode, reply)
+        } catch { reply.error(error) }
+    }
+
+    public func mkdir(
+        _ request: RequestHeader, name: [UInt8], mode: UInt32, umask: UInt32,
+        reply: consuming Reply
+    ) {
+        make(request, name, .directory, mode: mode, reply)
+    }
+
+    public func mknod(
+        _ request: RequestHeader, name: [UInt8], mode: UInt32, umask: UInt32, device: UInt32,
+        reply: consuming Reply
+    ) {
+        let (major, minor) = DeviceNumber.decode(device)
+        let body: Body
+        switch mode & S_IFMT {
+        case S_IFREG, 0: body = .file(.empty)
+        case S_IFIFO: body = .fifo
+        case S_IFSOCK: body = .socket
+        case S_IFCHR: body = .characterDevice(major: major, minor: minor)
+        case S_IFBLK: body = .blockDevice(major: major, minor: minor)
+        default:
+            reply.error(.invalidArgument)
+            return
+        }
+        make(request, name, body, mode: mode, reply)
+    }
+
+    public func symlink(
+        _ request: RequestHeader, name: [UInt8], target: [UInt8], reply: consuming Reply
+    ) {
+        guard target.count <= Limits.symlinkBytesMax else {
+            reply.error(.fileNameTooLong)
+            return
+        }
+        make(request, name, .symlink(target), mode: 0o777, reply)
+    }
+
+    private func make(
+        _ request: RequestHeader, _ name: [UInt8], _ body: Body, mode: UInt32,
+        _ reply: consuming Reply
+    ) {
+        do throws(Errno) {
+            let directory = try vnode(request)
+            let name = try mutableName(name, in: directory)
+            let new = NewInode(body: body, mode: UInt16(mode & 0o7777), owner: stored(request))
+            let inode = try perform("create") { tx throws(Errno) in
+                try tx.create(directory.ino, name, new, now: .now)
+            }
+            changed()
+            answer(inode, reply)
+        } catch { reply.error(error) }
+    }
+
+    public func unlink(_ request: RequestHeader, name: [UInt8], reply: consuming Reply) {
+        remove(request, name, reply) { tx, directory, name throws(Errno) in
+            try tx.unlink(directory, name, now: .now)
+        }
+    }
+
+    public func rmdir(_ request: RequestHeader, name: [UInt8], reply: consuming Reply) {
+        remove(request, name, reply) { tx, directory, name throws(Errno) in
+            try tx.rmdir(directory, name, now: .now)
+        }
+    }
+
+    private func remove(
+        _ request: RequestHeader, _ name: [UInt8], _ reply: consuming Reply,
+        _ body: (Transaction, InodeNumber, FileName) throws(Errno) -> Inode
+    ) {
+        do throws(Errno) {
+            let directory = try vnode(request)
+            let name = try mutableName(name, in: directory)
+            let gone = try perform("unlink") { tx throws(Errno) in
+                try body(tx, directory.ino, name)
+            }
+            changed()
+            unlinked(gone)
+            reply.empty()
+        } catch { reply.error(error) }
+    }
+
+    public func rename(
+        _ request: RequestHeader, name: [UInt8], newParent: UInt64, newName: [UInt8],
+        flags: FUSE.RenameFlags, reply: consuming Reply
+    ) {
+        do throws(Errno) {
+            let source = try vnode(request)
+            guard let target = vnodes.vnode(newParent) else { throw .staleNFSFileHandle }
+            let mode: RenameMode
+            switch flags {
+            case []: mode = .replace
+            case .noReplace: mode = .keepExisting
+            case .exchange: mode = .exchange
+            default: throw .invalidArgument
+            }
+            let oldName = try mutableName(name, in: source)
+            let newName = try mutableName(newName, in: target)
+            let outcome = try perform("rename") { tx throws(Errno) in
+                try tx.rename(source.ino, oldName, to: target.ino, newName, mode, now: .now)
+            }
+            changed()
+            if let displaced = outcome.displaced { unlinked(displaced) }
+            reply.empty()
+        } catch { reply.error(error) }
+    }
+
+    public func link(
+        _ request: RequestHeader, target: UInt64, name: [UInt8], reply: consuming Reply
+    ) {
+        do throws(Errno) {
+            let directory = try vnode(request)
+            guard let file = vnodes.vnode(target) else { throw .staleNFSFileHandle }
+            let name = try mutableName(name, in: directory)
+            let inode = try perform("link") { tx throws(Errno) in
+                try tx.link(file.ino, directory.ino, name, now: .now)
+            }
+            changed()
+            answer(inode, reply)
+        } catch { reply.error(error) }
+    }
+
+    public func readlink(_ request: RequestHeader, reply: consuming Reply) {
+        do throws(Errno) {
+            let ino = try vnode(request).ino
+            reply.data(try perform("readlink") { tx throws(Errno) in try tx.target(of: ino) })
+        } catch { reply.error(error) }
+    }
+
+    /// An inode lost a name: when it was the last and nobody holds it, it goes.
+    private func unlinked(_ inode: Inode) {
+        if inode.linkCount == 0, vnodes.existing(inode.ino) == nil { reap(inode.ino) }
+    }
+}

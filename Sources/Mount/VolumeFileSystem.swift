@@ -1,0 +1,227 @@
+public import Catalog
+public import FUSE
+import Glibc
+public import Logging
+public import Store
+import Synchronization
+import SystemPackage
+public import Volume
+
+/// The volume as a file system: FUSE requests answered from the catalog, the store and, for content
+/// that is not on this disk, from peers.
+///
+/// Called on FUSE reader threads, concurrently. Nothing here waits for the network: a request that
+/// must wait hands its reply to the waiter.
+public final class VolumeFileSystem: FileSystem {
+    public struct Options: Sendable {
+        public var passthrough = true
+        /// nil: ids pass unchanged.
+        public var owners: OwnerMapping?
+
+        public init() {}
+    }
+
+    /// How long the kernel may believe names and attributes: every change from elsewhere is pushed.
+    static let cacheLifetime = Duration.seconds(3600)
+    /// While a passthrough writer may change size and times behind our back.
+    static let writingLifetime = Duration.seconds(1)
+
+    let catalog: Catalog
+    let store: Store
+    let remote: any RemoteContent
+    let options: Options
+    let logger: Logger
+    let handles = HandleTable()
+    /// Runs what would keep a reader thread waiting for the disk: copies before a write, truncations.
+    let preparation = WorkQueue(name: "prepare", threads: 2)
+    /// Runs what an fsync waits for.
+    let synchronization = WorkQueue(name: "fsync", threads: 2)
+    /// Which inode backs an object by passthrough: at most one, because a writer moves the object away.
+    let passthroughOwners = Mutex<[ContentRoot: InodeNumber]>([:])
+    let virtual: VirtualDirectory
+    public let publisher: Publisher
+    var vnodes: VnodeTable { publisher.vnodes }
+    /// What the volume has and can take, for statfs. Set by the composition.
+    let statistics: @Sendable () -> VolumeStatistics
+    /// Called after every change of names, attributes or content.
+    let changed: @Sendable () -> Void
+    /// The names of the disks that hold all of these, offline ones too.
+    let holders: @Sendable ([Extent]) -> [String]
+    /// The disk can copy a file without copying its bytes.
+    let sharesBlocks: Bool
+    private let attached = Mutex<Session?>(nil)
+
+    public init(
+        catalog: Catalog, store: Store, remote: any RemoteContent, publisher: Publisher,
+        options: Options, logger: Logger, status: @escaping @Sendable () -> [UInt8],
+        statistics: @escaping @Sendable () -> VolumeStatistics,
+        holders: @escaping @Sendable ([Extent]) -> [String],
+        sharesBlocks: Bool, changed: @escaping @Sendable () -> Void
+    ) {
+        self.catalog = catalog
+        self.store = store
+        self.remote = remote
+        self.publisher = publisher
+        self.options = options
+        self.logger = logger
+        self.statistics = statistics
+        self.changed = changed
+        self.holders = holders
+        self.sharesBlocks = sharesBlocks
+        virtual = VirtualDirectory(status: status)
+    }
+
+    /// The session that serves this file system; set once it is mounted.
+    public var session: Session? {
+        get { attached.withLock { $0 } }
+        set { attached.withLock { $0 = newValue } }
+    }
+
+    func mayPassThrough(writing: Bool) -> Bool {
+        guard options.passthrough, let features = session?.features else { return false }
+        return features.passthrough == .readWrite || (features.passthrough == .readOnly && !writing)
+    }
+
+    // MARK: Names to vnodes
+
+    func vnode(_ request: RequestHeader) throws(Errno) -> Vnode {
+        guard let vnode = vnodes.vnode(request.nodeid) else { throw .staleNFSFileHandle }
+        return vnode
+    }
+
+    func name(_ bytes: [UInt8]) throws(Errno) -> FileName {
+        guard bytes.count <= Limits.nameBytesMax else { throw .fileNameTooLong }
+        guard let name = FileName(bytes) else { throw .invalidArgument }
+        return name
+    }
+
+    /// A name that may be created or removed in this directory.
+    func mutableName(_ bytes: [UInt8], in directory: Vnode) throws(Errno) -> FileName {
+        let name = try name(bytes)
+        guard directory.ino != .root || name != VirtualDirectory.name else {
+            throw .notPermitted
+        }
+        return name
+    }
+
+    /// Answers with the inode as an entry; takes the lookup back when the kernel did not want it.
+    func answer(_ inode: Inode, _ reply: consuming Reply) {
+        let vnode = vnodes.lookUp(inode.ino)
+        if !reply.entry(entry(inode, vnode)) { forget(nodeid: vnode.nodeid, count: 1) }
+    }
+
+    func entry(_ inode: Inode, _ vnode: Vnode) -> EntryOut {
+        let (attributes, valid) = shown(inode, vnode)
+        return EntryOut(
+            nodeid: vnode.nodeid, entryValid: Self.cacheLifetime, attributesValid: valid,
+            attributes: attributes)
+    }
+
+    // MARK: Attributes
+
+    /// What stat shows, and for how long. A staging file knows its own size and times.
+    func shown(_ inode: Inode, _ vnode: Vnode) -> (Attributes, Duration) {
+        var attributes = catalogAttributes(inode)
+        guard inode.kind == .file else { return (attributes, Self.cacheLifetime) }
+        return vnode.read { state in
+            switch state.bytes {
+            case .staging(let staging) where !state.isPublished || state.writers > 0:
+                if let status = fileStatus(staging.file.descriptor) {
+                    overlay(&attributes, ClosedFile(status))
+                }
+                return (attributes, state.writers > 0 ? Self.writingLifetime : Self.cacheLifetime)
+            case .object(let extent, _) where state.isSuperseded:
+                setSize(&attributes, extent.length)
+            default:
+                if let closed = state.closed { overlay(&attributes, closed) }
+            }
+            return (attributes, Self.cacheLifetime)
+        }
+    }
+
+    func catalogAttributes(_ inode: Inode) -> Attributes {
+        let owner = options.owners?.shown(inode.owner) ?? inode.owner
+        var attributes = Attributes(
+            ino: inode.ino.rawValue, mode: inode.fullMode,
+            atime: FUSE.Timestamp(inode.accessed), mtime: FUSE.Timestamp(inode.modified),
+            ctime: FUSE.Timestamp(inode.changed), nlink: inode.linkCount, uid: owner.uid,
+            gid: owner.gid, rdev: DeviceNumber.encode(major: inode.major, minor: inode.minor))
+        setSize(&attributes, inode.size)
+        return attributes
+    }
+
+    func setSize(_ attributes: inout Attributes, _ size: UInt64) {
+        attributes.size = size
+        attributes.blocks = (size + 511) / 512
+    }
+
+    private func overlay(_ attributes: inout Attributes, _ file: ClosedFile) {
+        attributes.size = file.size
+        attributes.blocks = file.blocks
+        attributes.mtime = FUSE.Timestamp(file.modified)
+        if Volume.Timestamp(attributes.ctime) < file.changed {
+            attributes.ctime = FUSE.Timestamp(file.changed)
+        }
+    }
+
+    // MARK: Errors
+
+    /// The one place where errors become errno; what has no better answer is EIO and a log line.
+    func errno(_ error: any Error, _ what: StaticString) -> Errno {
+        if let errno = error as? Errno { return errno }
+        if let error = error as? StoreError { return error.errno }
+        logger.error("\(what) failed", metadata: ["error": "\(error)"])
+        return .ioError
+    }
+
+    public func forget(nodeid: UInt64, count: UInt64) {
+        if let ino = vnodes.forget(nodeid, count: count) { reap(ino) }
+    }
+
+    func reap(_ ino: InodeNumber) { publisher.reap(ino) }
+
+    /// One transaction of the catalog.
+    func perform<T>(
+        _ what: StaticString, _ body: (Transaction) throws(Errno) -> T
+    ) throws(Errno) -> T {
+        do { return try catalog.perform(body) } catch { throw errno(error, what) }
+    }
+}
+
+func fileStatus(_ file: FileDescriptor) -> stat? {
+    var status = stat()
+    return fstat(file.rawValue, &status) == 0 ? status : nil
+}
+
+extension Volume.Timestamp {
+    init(_ time: timespec) {
+        self.init(seconds: Int64(time.tv_sec), nanoseconds: UInt32(time.tv_nsec))
+    }
+
+    static var now: Self {
+        var time = timespec()
+        clock_gettime(CLOCK_REALTIME, &time)
+        return Self(time)
+    }
+
+    init(_ time: FUSE.Timestamp) {
+        self.init(seconds: time.seconds, nanoseconds: time.nanoseconds)
+    }
+}
+
+extension FUSE.Timestamp {
+    init(_ time: Volume.Timestamp) {
+        self.init(seconds: time.seconds, nanoseconds: time.nanoseconds)
+    }
+}
+
+/// The kernel's 32-bit encoding of a device number, as in `new_encode_dev`.
+enum DeviceNumber {
+    static func encode(major: UInt32, minor: UInt32) -> UInt32 {
+        minor & 0xFF | (major & 0xFFF) << 8 | (minor & ~0xFF) << 12
+    }
+
+    static func decode(_ device: UInt32) -> (major: UInt32, minor: UInt32) {
+        (device >> 8 & 0xFFF, device & 0xFF | device >> 12 & 0xFFF00)
+    }
+}

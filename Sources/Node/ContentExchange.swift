@@ -1,0 +1,212 @@
+import Catalog
+import FoundationEssentials
+import Logging
+import Mesh
+import Mount
+import Store
+import Swarm
+import Synchronization
+import SystemPackage
+import Volume
+
+/// Fetches content that is not on this disk, and serves what is.
+///
+/// One `Fetch` per extent, shared by all who read it here and by replication. What arrives is kept:
+/// verified pieces in `partial/`, whole content as an object.
+final class ContentExchange: RemoteContent, Sendable {
+    /// Holders asked for one extent at a time.
+    static let sourcesMax = 4
+    /// Peers asked `who-has` when the holder logs name nobody who is online.
+    static let whoHasPeersMax = 64
+    static let whoHasTimeout = Duration.seconds(2)
+    /// How long a holder keeps content loaded after the last transfer.
+    static let lease = Duration.seconds(60)
+    /// Readers get an error after so long without any progress.
+    static let progressTimeout = Duration.seconds(30)
+
+    let catalog: Catalog
+    let store: Store
+    let swarm: Swarm
+    let mesh: Mesh
+    let logger: Logger
+    /// Called when an extent became an object here.
+    let arrived: @Sendable (Extent, ContentState) -> Void
+    private let fetches = Mutex<[Extent: Fetch]>([:])
+
+    init(
+        catalog: Catalog, store: Store, swarm: Swarm, mesh: Mesh, logger: Logger,
+        arrived: @escaping @Sendable (Extent, ContentState) -> Void
+    ) {
+        self.catalog = catalog
+        self.store = store
+        self.swarm = swarm
+        self.mesh = mesh
+        self.logger = logger
+        self.arrived = arrived
+    }
+
+    // MARK: Fetching
+
+    func stream(_ extent: Extent) -> any ContentStream { Interest(fetch(extent)) }
+
+    /// Begins to fetch an extent whole, to be stored here.
+    /// - Returns: false when that is under way already.
+    func clone(_ extent: Extent) -> Bool { fetch(extent).keepWhole() }
+
+    var cloning: Int { fetches.withLock { $0.values.filter(\.isCloning).count } }
+
+    func isFetching(_ extent: Extent) -> Bool { fetches.withLock { $0[extent] != nil } }
+
+    private func fetch(_ extent: Extent) -> Fetch {
+        fetches.withLock { fetches in
+            if let known = fetches[extent], known.join() { return known }
+            let new = Fetch(extent: extent, exchange: self)
+            _ = new.join()
+            fetches[extent] = new
+            new.start()
+            return new
+        }
+    }
+
+    func ended(_ fetch: Fetch) {
+        fetches.withLock { fetches in
+            if fetches[fetch.extent] === fetch { fetches[fetch.extent] = nil }
+        }
+    }
+
+    /// Ends all fetches; what is verified stays on the disk.
+    func stop() async {
+        for fetch in fetches.withLock({ Array($0.values) }) { await fetch.stop() }
+    }
+
+    // MARK: Finding holders
+
+    /// Online nodes that have the extent, by the holder logs, else by asking.
+    func sources(of extent: Extent) async -> [Peer] {
+        let online = mesh.peers.filter(\.isOnline)
+        let known = (try? catalog.read { try $0.holders(of: extent.root) }) ?? []
+        let named = Set(known.filter { $0.state != .cloning }.map(\.node))
+        let found = online.filter { named.contains($0.node) }
+        return found.isEmpty ? await ask(online, for: extent) : found
+    }
+
+    private func ask(_ peers: [Peer], for extent: Extent) async -> [Peer] {
+        await withTaskGroup(of: Peer?.self) { group in
+            for peer in peers.prefix(Self.whoHasPeersMax) {
+                group.addTask {
+                    let states = try? await self.whoHas([extent], peer.node)
+                    return states?.first.map { $0 != .none } == true ? peer : nil
+                }
+            }
+            return await group.reduce(into: []) { if let peer = $1 { $0.append(peer) } }
+        }
+    }
+
+    func whoHas(
+        _ extents: [Extent], _ node: NodeID
+    ) async throws -> [PeerMessage.WhoHasReply.State] {
+        let body = try JSONEncoder().encode(
+            PeerMessage.WhoHas(extents: extents.map(PeerMessage.ExtentName.init)))
+        let reply = try await mesh.request(
+            node, path: "/v1/who-has", body: Array(body), timeout: Self.whoHasTimeout
+        ).successful()
+        let states = try JSONDecoder().decode(
+            PeerMessage.WhoHasReply.self, from: Data(reply.body)
+        ).states
+        guard states.count == extents.count else { throw NodeError("A peer's answer is too short.") }
+        return states
+    }
+
+    /// What a holder gives: the bytes themselves, or a place in its swarm and the piece layer.
+    enum Offer: Sendable {
+        case content([UInt8])
+        case swarm(SwarmEndpoint, layer: [UInt8])
+    }
+
+    func open(_ extent: Extent, at peer: Peer) async throws -> Offer {
+        let body = try JSONEncoder().encode(PeerMessage.ExtentName(extent))
+        let reply = try await mesh.request(
+            peer.node, path: "/v1/open", body: Array(body), timeout: .seconds(10),
+            replyBytesMax: 4 << 20
+        ).successful()
+        let (header, payload) = try PeerMessage.unframe(
+            reply.body, as: PeerMessage.OpenReply.self)
+        switch header.form {
+        case .content: return .content(payload)
+        case .swarm:
+            guard let port = UInt16(exactly: header.bulkPort), port > 0 else {
+                throw NodeError("A peer named no port for content.")
+            }
+            return .swarm(
+                SwarmEndpoint(address: peer.endpoint.host, port: port), layer: payload)
+        }
+    }
+
+    // MARK: Serving
+
+    func state(of extent: Extent) throws -> PeerMessage.WhoHasReply.State {
+        switch try catalog.read({ try $0.content(extent.root)?.state }) {
+        case .stored: .stored
+        case .cached: .cached
+        default: .none
+        }
+    }
+
+    func serve(_ extent: Extent) async throws -> PeerResponse {
+        guard try state(of: extent) != .none else {
+            return .refusal(404, "This node does not have that content.")
+        }
+        if extent.length <= Limits.openReplyBytesMax {
+            let bytes = try await Blocking.run { [store] in try store.read(extent) }
+            return PeerResponse(
+                body: .bytes(
+                    try PeerMessage.frame(
+                        PeerMessage.OpenReply(form: .content, bulkPort: 0), payload: bytes)))
+        }
+        let (layer, directory) = try await Blocking.run { [store] in
+            (try store.layer(of: extent) ?? [], try store.objectDirectoryPath(extent.root))
+        }
+        try await swarm.seed(
+            extent, path: String(decoding: directory, as: UTF8.self) + "/\(extent.root)",
+            layer: layer, lease: Self.lease)
+        return PeerResponse(
+            body: .bytes(
+                try PeerMessage.frame(
+                    PeerMessage.OpenReply(form: .swarm, bulkPort: Int(swarm.port)), payload: layer)
+            ))
+    }
+}
+
+extension Store {
+    /// The bytes of a small object.
+    func read(_ extent: Extent) throws -> [UInt8] {
+        guard let file = try openObject(extent.root) else { throw Errno.noSuchFileOrDirectory }
+        return try file.closeAfter {
+            var bytes = [UInt8](repeating: 0, count: Int(extent.length))
+            let count = try bytes.withUnsafeMutableBytes {
+                try file.read(fromAbsoluteOffset: 0, into: $0)
+            }
+            guard count == bytes.count else { throw Errno.ioError }
+            return bytes
+        }
+    }
+}
+
+/// One reader's interest in a fetch; ends with the last reference to it.
+private final class Interest: ContentStream {
+    private let fetch: Fetch
+
+    init(_ fetch: Fetch) { self.fetch = fetch }
+
+    deinit { fetch.leave() }
+
+    func whenReadable(
+        _ range: Range<UInt64>,
+        _ body: @escaping @Sendable (Result<SharedDescriptor, Errno>) -> Void
+    ) { fetch.whenReadable(range, body) }
+
+    func whenComplete(_ body: @escaping @Sendable (Result<Void, Errno>) -> Void) {
+        _ = fetch.keepWhole()
+        fetch.whenComplete(body)
+    }
+}

@@ -1,0 +1,393 @@
+import Catalog
+import Glibc
+import Mesh
+import Mount
+import Store
+import Swarm
+import Synchronization
+import SystemPackage
+import Volume
+
+/// One extent on its way here: asks holders, joins their swarm, hands ranges to readers as they are
+/// verified, becomes an object when it is whole.
+///
+/// | phase | readers |
+/// |---|---|
+/// | searching | wait in `pending`; EIO when nobody was found for `progressTimeout` |
+/// | loading | ask the download for their range and wait there |
+/// | complete | read the object |
+/// | failed | get the error |
+final class Fetch: Sendable {
+    /// Between looks for further holders, renewals of leases and saves of what is verified.
+    static let refresh = Duration.seconds(5)
+    static let searchPause = Duration.milliseconds(500)
+    /// Read ahead of a sequential reader: doubles from the first to the second.
+    static let readAheadBytesMin: UInt64 = 1 << 20
+    static let readAheadBytesMax: UInt64 = 32 << 20
+    /// Readers told apart; a player reads the tail first and then the head.
+    static let cursorsMax = 4
+
+    let extent: Extent
+    private unowned let exchange: ContentExchange
+    private let state = Mutex(State())
+
+    private struct Waiter {
+        let range: Range<UInt64>
+        let body: @Sendable (Result<SharedDescriptor, Errno>) -> Void
+    }
+
+    private enum Phase {
+        case searching
+        case loading(Download, SharedDescriptor)
+        case complete(SharedDescriptor)
+        case failed(Errno)
+    }
+
+    private struct Cursor {
+        var end: UInt64
+        var window: UInt64
+    }
+
+    private struct State {
+        var phase = Phase.searching
+        var interests = 0
+        var keepsWhole = false
+        var stopping = false
+        var pending: [Waiter] = []
+        var completions: [@Sendable (Result<Void, Errno>) -> Void] = []
+        /// Most recently used last.
+        var cursors: [Cursor] = []
+        var task: Task<Void, Never>?
+    }
+
+    init(extent: Extent, exchange: ContentExchange) {
+        self.extent = extent
+        self.exchange = exchange
+    }
+
+    // MARK: Interest
+
+    /// - Returns: false when the fetch is over and a new one must be made.
+    func join() -> Bool {
+        state.withLock { state in
+            if state.stopping { return false }
+            if case .failed = state.phase { return false }
+            state.interests += 1
+            return true
+        }
+    }
+
+    func leave() {
+        let isIdle = state.withLock { state in
+            state.interests -= 1
+            return state.interests == 0 && !state.keepsWhole
+        }
+        if isIdle { Task { await self.stopIfIdle() } }
+    }
+
+    var isCloning: Bool { state.withLock { $0.keepsWhole } }
+
+    /// - Returns: false when it is to be kept already.
+    func keepWhole() -> Bool {
+        let (isNew, download) = state.withLock { state -> (Bool, Download?) in
+            defer { state.keepsWhole = true }
+            guard case .loading(let download, _) = state.phase else {
+                return (!state.keepsWhole, nil)
+            }
+            return (!state.keepsWhole, download)
+        }
+        download?.fetchAll()
+        return isNew
+    }
+
+    func start() {
+        let task = Task { await run() }
+        state.withLock { $0.task = task }
+    }
+
+    private func stopIfIdle() async {
+        let isIdle = state.withLock { $0.interests == 0 && !$0.keepsWhole }
+        if isIdle { await stop() }
+    }
+
+    /// Ends the transfer; verified pieces stay for a later fetch.
+    func stop() async {
+        let task = state.withLock { state in
+            state.stopping = true
+            return state.task
+        }
+        task?.cancel()
+        await task?.value
+    }
+
+    // MARK: Readers
+
+    func whenReadable(
+        _ range: Range<UInt64>,
+        _ body: @escaping @Sendable (Result<SharedDescriptor, Errno>) -> Void
+    ) {
+        let waiter = Waiter(range: range, body: body)
+        let ready = state.withLock { state -> Phase? in
+            if case .searching = state.phase {
+                state.pending.append(waiter)
+                return nil
+            }
+            return state.phase
+        }
+        if let ready { serve(waiter, ready) }
+    }
+
+    func whenComplete(_ body: @escaping @Sendable (Result<Void, Errno>) -> Void) {
+        let result = state.withLock { state -> Result<Void, Errno>? in
+            switch state.phase {
+            case .complete: return .success(())
+            case .failed(let error): return .failure(error)
+            default:
+                state.completions.append(body)
+                return nil
+            }
+        }
+        if let result { body(result) }
+    }
+
+    private func serve(_ waiter: Waiter, _ phase: Phase) {
+        switch phase {
+        case .searching: whenReadable(waiter.range, waiter.body)
+        case .complete(let file): waiter.body(.success(file))
+        case .failed(let error): waiter.body(.failure(error))
+        case .loading(let download, let file):
+            let ahead = readAhead(waiter.range)
+            download.want(waiter.range, priority: .demand)
+            if let ahead { download.want(ahead, priority: .readAhead) }
+            download.whenVerified(
+                waiter.range, timeoutWithoutProgress: ContentExchange.progressTimeout
+            ) { result in
+                waiter.body(result.map { file }.mapError(\.errno))
+            }
+        }
+    }
+
+    /// What to fetch behind a read: more, the longer a reader goes on. The kernel's own read-ahead
+    /// arrives out of order, so near counts as next.
+    private func readAhead(_ range: Range<UInt64>) -> Range<UInt64>? {
+        let near: UInt64 = 4 << 20
+        let window = state.withLock { state -> UInt64 in
+            let index = state.cursors.firstIndex {
+                range.lowerBound + near >= $0.end && range.lowerBound <= $0.end + near
+            }
+            guard let index else {
+                if state.cursors.count == Self.cursorsMax { state.cursors.removeFirst() }
+                state.cursors.append(Cursor(end: range.upperBound, window: 0))
+                return 0
+            }
+            var cursor = state.cursors.remove(at: index)
+            cursor.end = max(cursor.end, range.upperBound)
+            cursor.window = min(
+                max(cursor.window * 2, Self.readAheadBytesMin), Self.readAheadBytesMax)
+            state.cursors.append(cursor)
+            return cursor.window
+        }
+        let end = min(range.upperBound + window, extent.length)
+        return window > 0 && range.upperBound < end ? range.upperBound..<end : nil
+    }
+
+    // MARK: The transfer
+
+    private func run() async {
+        let clock = ContinuousClock()
+        var lastProgress = clock.now
+        while !state.withLock({ $0.stopping }) {
+            do {
+                switch try await begin() {
+                case .object: return complete()
+                case .download(let download):
+                    if try await attend(download) { return complete() }
+                    await save(download, cancelling: true)
+                    if state.withLock({ $0.stopping }) { return fail(.ioError) }
+                    lastProgress = clock.now
+                case .nobody: break
+                }
+            } catch {
+                exchange.logger.warning("fetching \(extent.root): \(error)")
+                if let errno = (error as? SwarmError)?.errno, errno == .noSpace {
+                    return fail(.noSpace)
+                }
+            }
+            let waits = state.withLock { !$0.pending.isEmpty }
+            if clock.now - lastProgress > ContentExchange.progressTimeout {
+                if waits || !isCloning { return fail(.ioError) }
+                return fail(.timedOut)
+            }
+            try? await Task.sleep(for: Self.searchPause)
+        }
+        fail(.ioError)
+    }
+
+    private enum Beginning {
+        case object
+        case download(Download)
+        case nobody
+    }
+
+    /// Asks holders, the first that answers decides the form.
+    private func begin() async throws -> Beginning {
+        if try exchange.state(of: extent) != .none { return .object }
+        var endpoints: [SwarmEndpoint] = []
+        var layer: [UInt8]?
+        for peer in await exchange.sources(of: extent).shuffled().prefix(ContentExchange.sourcesMax) {
+            do {
+                switch try await exchange.open(extent, at: peer) {
+                case .content(let bytes):
+                    try await Blocking.run { [exchange, extent] in
+                        try exchange.store.storeObject(extent, bytes: bytes)
+                    }
+                    return .object
+                case .swarm(let endpoint, let offered):
+                    endpoints.append(endpoint)
+                    layer = layer ?? offered
+                }
+            } catch { exchange.logger.debug("\(peer.hello.name) does not give \(extent.root): \(error)") }
+            // The first source is enough to begin; `attend` adds others.
+            if !endpoints.isEmpty { break }
+        }
+        guard let layer else { return .nobody }
+        return .download(try await load(layer, endpoints))
+    }
+
+    private func load(_ layer: [UInt8], _ endpoints: [SwarmEndpoint]) async throws -> Download {
+        let (download, file) = try await Blocking.run { [exchange, extent] in
+            let known = try exchange.catalog.read { try $0.content(extent.root) }
+            let verified = known?.verified.flatMap { Bitfield(count: extent.pieceCount, bytes: $0) }
+            let created = try exchange.store.createPartial(extent)
+            try created.close()
+            let path =
+                String(decoding: try exchange.store.partialPath, as: UTF8.self) + "/\(extent.root)"
+            try exchange.catalog.perform {
+                try $0.setContentState(
+                    extent, .partial, verified: verified?.bytes,
+                    at: Monotonic.wallMilliseconds)
+            }
+            let download = try exchange.swarm.fetch(
+                extent, path: path, layer: layer, verified: verified, sources: endpoints)
+            guard let file = try exchange.store.openPartial(extent.root) else {
+                throw Errno.noSuchFileOrDirectory
+            }
+            return (download, SharedDescriptor(file))
+        }
+        let (waiters, keepsWhole) = state.withLock { state in
+            defer { state.pending = [] }
+            state.phase = .loading(download, file)
+            return (state.pending, state.keepsWhole)
+        }
+        layers.withLock { $0 = layer }
+        for waiter in waiters { serve(waiter, .loading(download, file)) }
+        if keepsWhole { download.fetchAll() }
+        return download
+    }
+
+    private let layers = Mutex<[UInt8]>([])
+
+    /// Stays with a running download: adds holders, renews leases, saves progress.
+    ///
+    /// - Returns: true when it is an object, false when it is to be given up.
+    private func attend(_ download: Download) async throws -> Bool {
+        let clock = ContinuousClock()
+        var next = clock.now
+        while !state.withLock({ $0.stopping }) {
+            if download.isComplete { return try await finish(download) }
+            if clock.now >= next {
+                next = clock.now + Self.refresh
+                for peer in await exchange.sources(of: extent).prefix(ContentExchange.sourcesMax) {
+                    if case .swarm(let endpoint, _)? = try? await exchange.open(extent, at: peer) {
+                        download.addSources([endpoint])
+                    }
+                }
+                await save(download, cancelling: false)
+            }
+            // Ends early when it completes; the pause bounds how late the end is noticed.
+            try? await download.wait(
+                for: 0..<extent.length, timeoutWithoutProgress: .milliseconds(1000))
+            if Task.isCancelled { break }
+            if !download.isComplete { try? await Task.sleep(for: .milliseconds(100)) }
+        }
+        return false
+    }
+
+    private func finish(_ download: Download) async throws -> Bool {
+        try await download.finish()
+        let hashed = HashedExtent(extent: extent, layer: layers.withLock { $0 })
+        try await Blocking.run { [exchange] in try exchange.store.adoptPartial(hashed) }
+        return true
+    }
+
+    private func save(_ download: Download, cancelling: Bool) async {
+        if cancelling { await download.cancel(keepFile: true) }
+        let verified = download.verifiedPieces
+        try? await Blocking.run { [exchange, extent] in
+            // Bytes before the record of them.
+            try exchange.store.synchronizePartial(extent.root)
+            try exchange.catalog.perform { try $0.setVerified(extent.root, verified.bytes) }
+        }
+    }
+
+    // MARK: The end
+
+    private func complete() {
+        do {
+            let kind: ContentState = isCloning ? .stored : .cached
+            let known = try exchange.state(of: extent)
+            if known == .none || (known == .cached && kind == .stored) {
+                try exchange.catalog.perform {
+                    try $0.setContentState(extent, kind, at: Monotonic.wallMilliseconds)
+                }
+            }
+            guard let file = try exchange.store.openObject(extent.root) else {
+                return fail(.ioError)
+            }
+            let shared = SharedDescriptor(file)
+            let (waiters, completions) = state.withLock { state in
+                defer {
+                    state.pending = []
+                    state.completions = []
+                }
+                state.phase = .complete(shared)
+                return (state.pending, state.completions)
+            }
+            exchange.arrived(extent, kind)
+            exchange.ended(self)
+            for waiter in waiters { waiter.body(.success(shared)) }
+            for completion in completions { completion(.success(())) }
+            exchange.catalog.afterDurable { [store = exchange.store, root = extent.root] failure in
+                if failure == nil { try? store.removePartial(root) }
+            }
+        } catch {
+            exchange.logger.error("keeping \(extent.root): \(error)")
+            fail(.ioError)
+        }
+    }
+
+    private func fail(_ error: Errno) {
+        let (waiters, completions) = state.withLock { state in
+            defer {
+                state.pending = []
+                state.completions = []
+            }
+            state.phase = .failed(error)
+            state.stopping = true
+            return (state.pending, state.completions)
+        }
+        exchange.ended(self)
+        for waiter in waiters { waiter.body(.failure(error)) }
+        for completion in completions { completion(.failure(error)) }
+    }
+}
+
+extension SwarmError {
+    var errno: Errno {
+        switch self {
+        case .noSpace: .noSpace
+        case .file(let errno, _): Errno(rawValue: errno)
+        default: .ioError
+        }
+    }
+}

@@ -1,0 +1,74 @@
+import FoundationEssentials
+import Volume
+
+/// The bodies of the peer API, JSON unless said otherwise. Numbers and ids are checked where they
+/// are used: a member is trusted not to be malicious, never to be correct.
+enum PeerMessage {
+    /// `POST /v1/pack`: answered with a Git pack of what `want` needs beyond `have`.
+    struct Pack: Codable {
+        var want: [String]
+        var have: [String]
+    }
+
+    /// `POST /v1/has-commit`
+    struct HasCommit: Codable { var commit: String }
+    struct HasCommitReply: Codable { var has: Bool }
+
+    struct ExtentName: Codable {
+        var root: String
+        var length: UInt64
+
+        init(_ extent: Extent) {
+            root = extent.root.description
+            length = extent.length
+        }
+
+        var extent: Extent? {
+            guard let root = ContentRoot(hex: root), length > 0, length <= Limits.extentBytesMax
+            else { return nil }
+            return Extent(root: root, length: length)
+        }
+    }
+
+    /// `POST /v1/open`: answered with an `OpenReply` line, then bytes (layer or content).
+    struct OpenReply: Codable {
+        enum Form: String, Codable { case content, swarm }
+        var form: Form
+        /// Port of the bulk transport, for form `swarm`.
+        var bulkPort: Int
+    }
+
+    /// `POST /v1/who-has`
+    struct WhoHas: Codable { var extents: [ExtentName] }
+    struct WhoHasReply: Codable {
+        enum State: String, Codable { case none, cached, stored }
+        var states: [State]
+    }
+
+    /// `POST /v1/clone`: asks the node to store a copy.
+    struct CloneReply: Codable {
+        enum Answer: String, Codable { case accepted, stored, full, busy, draining }
+        var answer: Answer
+    }
+
+    /// `POST /v1/holders`: the sender's log from entry `after` on.
+    struct Holders: Codable {
+        var epoch: UInt64
+        var after: UInt64
+    }
+
+    /// A JSON header in one line, then a payload.
+    static func frame(_ header: some Encodable, payload: [UInt8]) throws -> [UInt8] {
+        try JSONEncoder().encode(header) + [0x0A] + payload
+    }
+
+    static func unframe<Header: Decodable>(
+        _ bytes: [UInt8], as type: Header.Type
+    ) throws -> (Header, [UInt8]) {
+        guard let end = bytes.firstIndex(of: 0x0A) else {
+            throw NodeError("A peer's reply has no header.")
+        }
+        let header = try JSONDecoder().decode(type, from: Data(bytes[..<end]))
+        return (header, Array(bytes[(end + 1)...]))
+    }
+}

@@ -1,0 +1,44 @@
+import CStore
+public import SystemPackage
+public import Volume
+
+// Calls on staging files and objects that have no Swift counterpart.
+extension Store {
+    /// The corresponding C function is `fallocate`.
+    public func allocate(
+        _ file: FileDescriptor, mode: Int32, offset: UInt64, length: UInt64
+    ) throws(StoreError) {
+        try system("fallocate") { cstore_fallocate(file.rawValue, mode, offset, length) }
+    }
+
+    /// Copies up to `length` bytes; how many it were. The corresponding C function is
+    /// `copy_file_range`.
+    public func copySome(
+        from source: FileDescriptor, at sourceOffset: UInt64, to target: FileDescriptor,
+        at targetOffset: UInt64, length: UInt64
+    ) throws(StoreError) -> Int {
+        Int(
+            try system("copy_file_range") {
+                cstore_copy_some(
+                    source.rawValue, sourceOffset, target.rawValue, targetOffset, length)
+            })
+    }
+
+    /// The offset of the next data or hole. Throws ENXIO behind the end.
+    public func seek(
+        _ file: FileDescriptor, from offset: UInt64, toHole: Bool
+    ) throws(StoreError) -> UInt64 {
+        UInt64(
+            try system("lseek") {
+                toHole
+                    ? cstore_next_hole(file.rawValue, offset)
+                    : cstore_next_data(file.rawValue, offset)
+            })
+    }
+
+    public func setModified(_ file: FileDescriptor, _ time: Timestamp) throws(StoreError) {
+        try system("futimens") {
+            cstore_set_modified(file.rawValue, time.seconds, time.nanoseconds)
+        }
+    }
+}

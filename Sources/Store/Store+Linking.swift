@@ -1,0 +1,94 @@
+import CStore
+import Glibc
+import Synchronization
+import SystemPackage
+public import Volume
+
+/// A staging file whose bytes, and whose layer in `tmp/`, only lack their names.
+public struct PreparedObject: Sendable {
+    public let staging: StagingName
+    public let hashed: HashedExtent
+    let layer: String?
+}
+
+public enum LinkOutcome: Hashable, Sendable {
+    /// The staging file's inode is the object too: nothing may write to it any more.
+    case linked
+    /// Another file has the same content already; the staging file is only itself.
+    case alreadyHere
+}
+
+// Publishing in steps, for a caller that decides between them and that keeps the staging name
+// until its own records are durable: prepare, sync, link, sync names.
+extension Store {
+    /// - Parameter synchronizing: false when the caller calls `synchronizeDisk` before `link`.
+    /// - Throws: `StoreError`; `.wrongLength` when the file is not as long as what was hashed.
+    public func prepareObject(
+        _ name: StagingName, _ hashed: HashedExtent, synchronizing: Bool
+    ) throws(StoreError) -> PreparedObject {
+        let file = try staging.open(name.description, O_RDONLY)
+        guard try FileStatus(of: file.raw).size == hashed.extent.length else {
+            throw StoreError("publish \(name)", .wrongLength)
+        }
+        if synchronizing {
+            try synchronize(file.raw, "staging/\(name)")
+        } else {
+            // Not an error if it fails: syncfs waits for everything anyway.
+            _ = cstore_start_writing(file.raw)
+        }
+        let layer =
+            hashed.layer.isEmpty
+            ? nil : try writeLayer(hashed, then: synchronizing ? .synchronize : .leaveToCaller)
+        return PreparedObject(staging: name, hashed: hashed, layer: layer)
+    }
+
+    /// Everything written so far is on the disk. The corresponding C function is `syncfs`.
+    public func synchronizeDisk() throws(StoreError) {
+        try system("syncfs") { cstore_syncfs(root.raw) }
+    }
+
+    /// Gives a synced file its name in `objects/` beside its staging name. Quick; the name is
+    /// durable after `synchronizeNames`.
+    public func link(_ object: PreparedObject) throws(StoreError) -> LinkOutcome {
+        let root = object.hashed.extent.root
+        let directory = try fanOut(root)
+        if let layer = object.layer {
+            try temporaries.rename(layer, to: directory, layerName(root))
+        }
+        let name = object.staging.description
+        let result = cstore_linkat(staging.raw, name, directory.raw, "\(root)")
+        if result < 0 {
+            guard Errno(rawValue: -result) == .fileExists else {
+                throw StoreError("link \(name) as object", Errno(rawValue: -result))
+            }
+            let mine = try staging.open(name, O_RDONLY)
+            let other = try directory.open("\(root)", O_RDONLY)
+            let (a, b) = (try FileStatus(of: mine.raw), try FileStatus(of: other.raw))
+            if a.inode == b.inode { return .linked }
+            guard b.size == object.hashed.extent.length else {
+                // Damaged from outside: an object is never shorter than its content.
+                try directory.remove("\(root)")
+                return try link(
+                    PreparedObject(staging: object.staging, hashed: object.hashed, layer: nil))
+            }
+            return .alreadyHere
+        }
+        let file = try directory.open("\(root)", O_RDONLY)
+        try system("chmod object") { cstore_fchmod(file.raw, 0o400) }
+        return .linked
+    }
+
+    /// The names of these objects, as far as they were linked, are durable.
+    public func synchronizeNames(of roots: [ContentRoot]) throws(StoreError) {
+        let touched = Set(roots.map { $0.bytes[0] })
+        if touched.count >= Self.wholeDiskSyncFilesMin { return try synchronizeDisk() }
+        for directory in state.withLock({ state in touched.map { state.fanOut[$0] } }) {
+            try directory?.synchronize()
+        }
+    }
+
+    /// Drops what `prepareObject` made.
+    public func discard(_ object: PreparedObject) {
+        if let layer = object.layer { _ = try? temporaries.remove(layer) }
+    }
+}
