@@ -73,7 +73,9 @@ public struct RandomOperations: Sendable {
 
     private mutating func newPlace(_ space: Namespace) -> Place {
         let directories = space.records.values.filter(\.isDirectory).map(\.id).sorted()
-        let directory = directories.randomElement(using: &generator) ?? .root
+        // Every second time at the top, so that nodes meet there however large the volume is.
+        let isAtTop = generator.once(in: 2)
+        let directory = isAtTop ? .root : directories.randomElement(using: &generator) ?? .root
         let letter = UInt8.random(in: 0x61..<0x67, using: &generator)
         guard let name = FileName([letter]) else { preconditionFailure("a letter is a name") }
         return Place(directory: directory, name: name)

@@ -91,7 +91,7 @@ struct Merge<Surroundings: MergeSurroundings> {
             links = links.max(by: PlacedLink.isOlder).map { [$0] } ?? []
         }
         if links.isEmpty, record.id != .root, !input.defects.contains(.lastLinkNotKept),
-            try surroundings.otherLinks(of: record.id).isEmpty
+            surroundings.otherLinkCount(of: record.id) == 0
         {
             // Each side removed another name of a hard link; neither wanted the content gone.
             let candidates = Array(a.links.values) + Array(b.links.values)

@@ -54,7 +54,9 @@ protocol MergeSurroundings {
     mutating func entry(at place: Place) throws -> (record: Record, link: PlacedLink)?
     /// The entries of a directory whose links are in no fragment, in any order.
     mutating func entries(of directory: LineageID) throws -> [(record: Record, link: PlacedLink)]
-    /// The links in no fragment to an inode that is in the fragments or was handed out above.
+    /// How many links in no fragment there are to an inode that is in the fragments.
+    func otherLinkCount(of id: LineageID) -> Int
+    /// Those links.
     mutating func otherLinks(of id: LineageID) throws -> [PlacedLink]
     /// Whether an inode that is not in the fragments lives, given what the bases say about the
     /// inode it would be a copy of.
@@ -65,6 +67,7 @@ protocol MergeSurroundings {
 struct NoSurroundings: MergeSurroundings {
     func entry(at place: Place) -> (record: Record, link: PlacedLink)? { nil }
     func entries(of directory: LineageID) -> [(record: Record, link: PlacedLink)] { [] }
+    func otherLinkCount(of id: LineageID) -> Int { 0 }
     func otherLinks(of id: LineageID) -> [PlacedLink] { [] }
     func lives(_ id: LineageID, copyOf original: LineageID, losing: Stamp) -> Bool { false }
 }

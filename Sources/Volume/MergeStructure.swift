@@ -24,12 +24,13 @@ extension Merge {
         }
     }
 
-    /// Two moves that put directories into each other: the later one is undone.
+    /// Two moves that put directories into each other: the later one is undone. Cycles are taken by
+    /// their lowest member, for where one goes may depend on where another one went.
     mutating func undoCycles() {
         var undone: Set<LineageID> = []
         var rooted: Set<LineageID> = []
         for id in state.inodes.values.filter(\.isDirectory).map(\.id).sorted() {
-            while let cycle = cycle(above: id, rooted: &rooted) {
+            while let cycle = cycle(above: id, rooted: &rooted), cycle.contains(id) {
                 // A cycle has members, each with its one link: the walk followed it.
                 guard let latest = cycle.max(by: { isEarlierMove($0, $1) }),
                     let link = state.inodes[latest]?.newestLink

@@ -81,78 +81,29 @@ enum TreeMerge {
         // Where one side changed nothing, the other is the result.
         if a == b || bases == [b] { return a }
         if bases == [a] { return b }
-        let left = try WholeTree(a, source)
-        let right = try WholeTree(b, source)
-        let ancestors = try bases.map { try WholeTree($0, source) }
-        let volume = try VolumeMerge(
-            left.volume, right.volume, bases: ancestors.map(\.volume), source: source)
-        var surroundings = NoSurroundings()
+        let left = try VolumeTree(reading: a, from: source)
+        let right = try VolumeTree(reading: b, from: source)
+        let ancestors = try bases.map { try VolumeTree(reading: $0, from: source) }
+        let volume = try VolumeMerge(left, right, bases: ancestors, source: source)
+        let extraction = try MergeExtraction(left, right, bases: ancestors, source: source)
+        var surroundings = try TreeSurroundings(left, extraction, source: source)
         let merged = try Merge.run(
             Merge.Input(
-                a: left.fragment, b: right.fragment, bases: ancestors.map(\.fragment),
-                horizon: volume.horizon, conflictName: volume.conflictName, defects: defects),
+                a: extraction.fragments[0], b: extraction.fragments[1],
+                bases: Array(extraction.fragments[2...]), horizon: volume.horizon,
+                conflictName: volume.conflictName, defects: defects),
             surroundings: &surroundings)
+        // The tree is the same whichever side is patched; the larger one has less to be changed.
+        var changes = (0..<2).map { DirtySet(from: extraction.fragments[$0], to: merged) }
+        let side = changes[0].places.count <= changes[1].places.count ? 0 : 1
+        changes[side].places.formUnion(surroundings.handedOut.values.map(\.place))
         return try commitTree(
-            onto: a, dirty: DirtySet(from: left.fragment, to: merged),
-            live: MergedTree(inodes: merged, trees: left.trees),
+            onto: side == 0 ? a : b, dirty: changes[side],
+            live: MergedTree(merged, extraction, &surroundings, patching: side),
             settings: volume.settings, nodes: volume.nodes, horizon: volume.horizon,
             adopting: false, source: source, sink: &sink
         ).root
     }
-}
-
-/// Everything in a commit's tree.
-struct WholeTree {
-    let volume: VolumeTree
-    let fragment: Fragment
-    let trees: [LineageID: ObjectID]
-
-    init(_ id: ObjectID, _ source: some TreeSource) throws {
-        volume = try VolumeTree(reading: id, from: source)
-        let all = try difference(from: nil, to: id, source: source)
-        var fragment: Fragment = [:]
-        for (id, record) in all.records {
-            if let record { fragment[id] = Inode(record, links: []) }
-        }
-        for (place, link) in all.places {
-            guard let link else { continue }
-            fragment[link.target]?.links[link.id] = PlacedLink(place: place, link: link)
-        }
-        self.fragment = fragment
-        trees = all.trees.compactMapValues(\.self)
-    }
-}
-
-/// The merged state as the encoder wants to see it.
-struct MergedTree: LiveState {
-    let inodes: Fragment
-    /// Of the side that is patched.
-    let trees: [LineageID: ObjectID]
-    private var names: [LineageID: [FileName: Link]] = [:]
-
-    init(inodes: Fragment, trees: [LineageID: ObjectID]) {
-        self.inodes = inodes
-        self.trees = trees
-        for inode in inodes.values {
-            for placed in inode.links.values {
-                names[placed.place.directory, default: [:]][placed.place.name] = placed.link
-            }
-        }
-    }
-
-    func record(_ id: LineageID) -> Record? { inodes[id]?.record }
-
-    func links(of id: LineageID) -> [(place: Place, link: Link)] {
-        inodes[id].map { $0.links.values.map { ($0.place, $0.link) } } ?? []
-    }
-
-    func link(at place: Place) -> Link? { names[place.directory]?[place.name] }
-
-    func children(of directory: LineageID) -> [(name: FileName, link: Link)] {
-        (names[directory] ?? [:]).map { ($0.key, $0.value) }
-    }
-
-    func tree(of directory: LineageID) -> ObjectID? { trees[directory] }
 }
 
 extension DirtySet {

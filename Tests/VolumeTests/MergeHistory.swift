@@ -31,11 +31,15 @@ struct MergeHistory {
     var orderDependent = 0
     var merges = 0
 
-    init(seed: UInt64, nodes count: Int = 5, defects: MergeDefects = []) {
+    /// - Parameter prepared: operations before the nodes part, so that much of the volume is the same
+    ///   on all of them.
+    init(seed: UInt64, nodes count: Int = 5, prepared: Int = 0, defects: MergeDefects = []) {
         operations = RandomOperations(seed: seed)
         self.defects = defects
         let birth = Stamp(milliseconds: 1, counter: 0, node: NodeID(high: 0, low: 0))
-        let space = Namespace(born: birth)
+        var space = Namespace(born: birth)
+        var clock = HybridClock(node: NodeID(high: 7, low: 1), floor: 2)
+        for _ in 0..<prepared { operations.perform(on: &space, clock: &clock, wall: UInt64(now)) }
         let first = operations.nextID()
         commits[first] = Commit(
             parents: [], generation: 0, state: Fragment(space), removed: [])
@@ -43,7 +47,7 @@ struct MergeHistory {
             let id = NodeID(high: 7, low: UInt64(index + 1))
             nodes.append(
                 Node(
-                    space: space, clock: HybridClock(node: id, floor: 2),
+                    space: space, clock: HybridClock(node: id, floor: clock.milliseconds + 1),
                     skew: Int.random(in: -300_000..<300_000, using: &operations.generator),
                     head: first))
         }
