@@ -85,6 +85,12 @@ public enum Mounting {
     }
 
     private static func checkMountPoint(_ path: FilePath) throws(MountError) {
+        // First by the table: the kernel may answer for a dead mount from its caches.
+        switch try state(at: path) {
+        case .stale: throw MountError(.stale, path)
+        case .live, .hanging: throw MountError(.alreadyMounted, path)
+        case .notMounted, .foreign: break
+        }
         let directory = path.withPlatformString {
             Glibc.open($0, CFUSE_O_PATH | O_DIRECTORY | O_CLOEXEC)
         }

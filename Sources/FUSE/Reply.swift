@@ -19,10 +19,11 @@ public struct Ticket: Sendable {
         connection.finish(self, error: 0, first, second)
     }
 
-    func deliver<Body: BitwiseCopyable>(_ body: Body, _ second: UnsafeRawBufferPointer? = nil)
-        -> Bool
-    {
-        withUnsafeBytes(of: body) { deliver($0, second) }
+    /// Named apart: a buffer pointer is bitwise copyable as well.
+    func deliver<Body: BitwiseCopyable>(
+        structure: Body, _ second: UnsafeRawBufferPointer? = nil
+    ) -> Bool {
+        withUnsafeBytes(of: structure) { deliver($0, second) }
     }
 
     func fail(_ error: Errno) -> Bool {
@@ -48,7 +49,7 @@ extension Answering where Self: ~Copyable {
     @discardableResult
     public consuming func entry(_ entry: EntryOut) -> Bool {
         guard let ticket = take() else { return false }
-        return ticket.deliver(cfuse_entry_out(entry))
+        return ticket.deliver(structure: cfuse_entry_out(entry))
     }
 
     /// GETATTR, SETATTR.
@@ -57,7 +58,7 @@ extension Answering where Self: ~Copyable {
         guard let ticket = take() else { return false }
         let (seconds, nanoseconds) = valid.wire
         return ticket.deliver(
-            cfuse_attr_out(
+            structure: cfuse_attr_out(
                 attr_valid: seconds, attr_valid_nsec: nanoseconds, dummy: 0,
                 attr: cfuse_attr(attributes)))
     }
@@ -67,7 +68,8 @@ extension Answering where Self: ~Copyable {
     public consuming func open(_ handle: UInt64, flags: OpenFlags = [], backing: Int32 = 0) -> Bool
     {
         guard let ticket = take() else { return false }
-        return ticket.deliver(cfuse_open_out(handle: handle, flags: flags, backing: backing))
+        return ticket.deliver(
+            structure: cfuse_open_out(handle: handle, flags: flags, backing: backing))
     }
 
     /// CREATE, TMPFILE: counts one lookup and opens.
@@ -77,7 +79,7 @@ extension Answering where Self: ~Copyable {
     ) -> Bool {
         guard let ticket = take() else { return false }
         return ticket.deliver(
-            cfuse_create_out(
+            structure: cfuse_create_out(
                 entry: cfuse_entry_out(entry),
                 open: cfuse_open_out(handle: handle, flags: flags, backing: backing)))
     }
@@ -115,8 +117,8 @@ extension Answering where Self: ~Copyable {
     @discardableResult
     public consuming func written(_ count: Int) -> Bool {
         guard let ticket = take() else { return false }
-        if ticket.opcode == .copyFileRange64 { return ticket.deliver(UInt64(count)) }
-        return ticket.deliver(cfuse_write_out(size: UInt32(count), padding: 0))
+        if ticket.opcode == .copyFileRange64 { return ticket.deliver(structure: UInt64(count)) }
+        return ticket.deliver(structure: cfuse_write_out(size: UInt32(count), padding: 0))
     }
 
     @discardableResult
@@ -135,7 +137,7 @@ extension Answering where Self: ~Copyable {
     @discardableResult
     public consuming func statfs(_ statistics: VolumeStatistics) -> Bool {
         guard let ticket = take() else { return false }
-        return ticket.deliver(cfuse_kstatfs(statistics))
+        return ticket.deliver(structure: cfuse_kstatfs(statistics))
     }
 
     /// GETXATTR, LISTXATTR: the value, or its size when `capacity` is 0, or ERANGE when it does
@@ -150,13 +152,13 @@ extension Answering where Self: ~Copyable {
     @discardableResult
     public consuming func xattrSize(_ size: Int) -> Bool {
         guard let ticket = take() else { return false }
-        return ticket.deliver(cfuse_getxattr_out(size: UInt32(size), padding: 0))
+        return ticket.deliver(structure: cfuse_getxattr_out(size: UInt32(size), padding: 0))
     }
 
     @discardableResult
     public consuming func lseek(_ offset: UInt64) -> Bool {
         guard let ticket = take() else { return false }
-        return ticket.deliver(cfuse_lseek_out(offset: offset))
+        return ticket.deliver(structure: cfuse_lseek_out(offset: offset))
     }
 
     /// GETLK.
@@ -164,28 +166,29 @@ extension Answering where Self: ~Copyable {
     public consuming func lock(_ lock: FileLock) -> Bool {
         guard let ticket = take() else { return false }
         return ticket.deliver(
-            cfuse_file_lock(start: lock.start, end: lock.end, type: lock.type, pid: lock.pid))
+            structure: cfuse_file_lock(
+                start: lock.start, end: lock.end, type: lock.type, pid: lock.pid))
     }
 
     /// BMAP.
     @discardableResult
     public consuming func block(_ number: UInt64) -> Bool {
         guard let ticket = take() else { return false }
-        return ticket.deliver(cfuse_bmap_out(block: number))
+        return ticket.deliver(structure: cfuse_bmap_out(block: number))
     }
 
     /// POLL.
     @discardableResult
     public consuming func poll(_ events: UInt32) -> Bool {
         guard let ticket = take() else { return false }
-        return ticket.deliver(cfuse_poll_out(revents: events, padding: 0))
+        return ticket.deliver(structure: cfuse_poll_out(revents: events, padding: 0))
     }
 
     @discardableResult
     public consuming func ioctl(result: Int32, output: [UInt8] = []) -> Bool {
         guard let ticket = take() else { return false }
         let body = cfuse_ioctl_out(result: result, flags: 0, in_iovs: 0, out_iovs: 0)
-        return output.withUnsafeBytes { ticket.deliver(body, $0) }
+        return output.withUnsafeBytes { ticket.deliver(structure: body, $0) }
     }
 
     /// READDIR, READDIRPLUS. An empty buffer is the end of the directory.
