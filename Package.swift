@@ -54,7 +54,7 @@ let adapters: [Target] = [
     library(
         "Mesh",
         [
-            "Volume", system, crypto, logging,
+            "Volume", system, crypto,
             product("X509", "swift-certificates"), product("SwiftASN1", "swift-asn1"),
             product("NIOCore", "swift-nio"), product("NIOPosix", "swift-nio"),
             product("NIOHTTP1", "swift-nio"), product("NIOTLS", "swift-nio"),

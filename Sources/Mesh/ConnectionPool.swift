@@ -41,6 +41,7 @@ final class ConnectionPool: Sendable {
         var open: [ObjectIdentifier: PeerConnection] = [:]
         var nextWaiter: UInt64 = 0
         var isStopped = false
+        var whenClosed: (@Sendable (Endpoint) -> Void)?
     }
 
     private let perEndpoint: Int
@@ -131,6 +132,16 @@ final class ConnectionPool: Sendable {
         for connection in kept { connection.channel.close(promise: nil) }
     }
 
+    /// Closes all connections to an endpoint, leased ones too.
+    func cut(_ endpoint: Endpoint) {
+        let open = state.withLock { $0.open.values.filter { $0.endpoint == endpoint } }
+        for connection in open { connection.channel.close(promise: nil) }
+    }
+
+    func whenClosed(_ closed: @escaping @Sendable (Endpoint) -> Void) {
+        state.withLock { $0.whenClosed = closed }
+    }
+
     func stop() async {
         let (open, waiting) = state.withLock { state in
             state.isStopped = true
@@ -143,13 +154,14 @@ final class ConnectionPool: Sendable {
     }
 
     private func closed(_ connection: PeerConnection) {
-        state.withLock { state in
-            guard state.open.removeValue(forKey: ObjectIdentifier(connection)) != nil else {
-                return
+        let whenClosed = state.withLock { state in
+            if state.open.removeValue(forKey: ObjectIdentifier(connection)) != nil {
+                state.lanes[connection.endpoint]?.kept.removeAll { $0 === connection }
+                Self.leave(&state, connection.endpoint)
             }
-            state.lanes[connection.endpoint]?.kept.removeAll { $0 === connection }
-            Self.leave(&state, connection.endpoint)
+            return state.whenClosed
         }
+        whenClosed?(connection.endpoint)
     }
 
     /// One connection less: the right to open one passes to the first waiter.

@@ -17,13 +17,12 @@ struct ControlSocketAddress: ~Copyable {
     init(root: FilePath) throws(Errno) {
         directory = root.withPlatformString { open($0, Self.openPath | O_DIRECTORY | O_CLOEXEC) }
         guard directory >= 0 else { throw Errno(rawValue: errno) }
-        var status = stat()
-        guard fstat(directory, &status) == 0 else {
-            let code = Errno(rawValue: errno)
+        do throws(Errno) {
+            owner = try FileDescriptor(rawValue: directory).stat().userID.rawValue
+        } catch {
             close(directory)
-            throw code
+            throw error
         }
-        owner = status.st_uid
     }
 
     deinit { close(directory) }

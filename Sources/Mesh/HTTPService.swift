@@ -164,6 +164,7 @@ private final class ExchangeHandler: ChannelInboundHandler {
     private var timer: Scheduled<Void>?
     private var windowBytes = 0
     private var reserved = 0
+    private var exchanges = 0
 
     init(service: HTTPService, origin: PeerRequest.Origin, remoteHost: String?) {
         self.service = service
@@ -195,7 +196,13 @@ private final class ExchangeHandler: ChannelInboundHandler {
     }
 
     private func begin(_ head: HTTPRequestHead, _ context: ChannelHandlerContext) {
-        guard case .waiting = state else { return }
+        switch state {
+        case .waiting: break
+        // The pipeline handler passes the next request on as soon as the answer's end is written,
+        // which may be before `finished` ran.
+        case .answering: releaseBody()
+        case .receiving, .closing: return
+        }
         timer?.cancel()
         guard let limit = service.bodyLimit(head.method.rawValue, head.uri) else {
             return refuse(404, "no such route", context)
@@ -233,6 +240,8 @@ private final class ExchangeHandler: ChannelInboundHandler {
         let channel = context.channel
         let service = service
         let isLast = !head.isKeepAlive
+        exchanges += 1
+        let number = exchanges
         let handler = NIOLoopBound(self, eventLoop: context.eventLoop)
         let boundContext = NIOLoopBound(context, eventLoop: context.eventLoop)
         state = .answering(
@@ -241,18 +250,19 @@ private final class ExchangeHandler: ChannelInboundHandler {
                 do { try await service.exchange(request, on: channel) } catch { keeps = false }
                 let keepsConnection = keeps
                 channel.eventLoop.execute {
-                    handler.value.finished(keeps: keepsConnection, boundContext.value)
+                    handler.value.finished(number, keeps: keepsConnection, boundContext.value)
                 }
             })
     }
 
-    private func finished(keeps: Bool, _ context: ChannelHandlerContext) {
-        releaseBody()
-        guard case .answering = state else { return }
+    private func finished(_ number: Int, keeps: Bool, _ context: ChannelHandlerContext) {
         guard keeps else {
             state = .closing
+            releaseBody()
             return context.close(promise: nil)
         }
+        guard case .answering = state, number == exchanges else { return }
+        releaseBody()
         state = .waiting
         startIdleTimer(context)
     }

@@ -35,13 +35,13 @@ public enum OwnerOnlyFile {
             throw code == .noSuchFileOrDirectory ? .missing(path) : .failed(path, code)
         }
         defer { close(descriptor) }
-        var status = stat()
-        guard fstat(descriptor, &status) == 0 else {
-            throw .failed(path, Errno(rawValue: errno))
+        let status: Stat
+        do { status = try FileDescriptor(rawValue: descriptor).stat() } catch {
+            throw .failed(path, error)
         }
         // Root may read what belongs to the node's user; nobody else's files are believed.
-        guard status.st_mode & S_IFMT == S_IFREG, status.st_mode & 0o077 == 0,
-            status.st_uid == geteuid() || geteuid() == 0
+        guard status.type == .regular, status.permissions.rawValue & 0o077 == 0,
+            status.userID.rawValue == geteuid() || geteuid() == 0
         else { throw .exposed(path) }
         var bytes = [UInt8](repeating: 0, count: bytesMax + 1)
         var count = 0

@@ -124,6 +124,12 @@ public final class PeerClient: Sendable {
     /// Closes kept connections to an endpoint, so that the next request makes a new one.
     public func disconnect(_ endpoint: Endpoint) { pool.drop(endpoint) }
 
+    /// Closes all connections to an endpoint; requests under way fail.
+    public func cut(_ endpoint: Endpoint) { pool.cut(endpoint) }
+
+    /// Called with the endpoint whenever a connection has ended. Set it before the first request.
+    func whenClosed(_ closed: @escaping @Sendable (Endpoint) -> Void) { pool.whenClosed(closed) }
+
     /// Cuts everything; later requests fail with `stopped`.
     public func stop() async { await pool.stop() }
 
@@ -210,6 +216,7 @@ public final class PeerClient: Sendable {
         let left = deadline - .now()
         guard left > .nanoseconds(0) else { throw .timeout }
         let tls = tls
+        let idle = configuration.idle.timeAmount
         let loop = threads.group.next()
         let verified = loop.makePromise(of: NodeID.self)
         let handshake = min(configuration.handshakeTimeout.timeAmount, left)
@@ -221,6 +228,7 @@ public final class PeerClient: Sendable {
                     let pipeline = channel.pipeline.syncOperations
                     try pipeline.addHandler(
                         try NIOSSLClientHandler(context: tls, serverHostname: nil))
+                    try pipeline.addHandler(IdleStateHandler(allTimeout: idle))
                     try pipeline.addHTTPClientHandlers()
                     try pipeline.addHandler(CallHandler())
                     try pipeline.addHandler(IntroductionHandler(verified, timeout: handshake))
@@ -260,6 +268,7 @@ public final class PeerClient: Sendable {
         where [ECONNRESET, EPIPE, ENOTCONN].contains(error.errnoCode):
             return .disconnected(beforeReply)
         case let error as IOError: return .refused("\(error)")
+        case HTTPParserError.invalidEOFState: return .disconnected("in the middle of the reply")
         case is HTTPParserError: return .invalidReply("\(error)")
         default:
             return TLSContexts.isAboutCertificates(error)

@@ -217,10 +217,7 @@ private final class AcceptanceHandler: ChannelInboundHandler, RemovableChannelHa
     }
 
     func errorCaught(context: ChannelHandlerContext, error: any Error) {
-        finish(
-            context,
-            refusal: TLSContexts.isAboutCertificates(error)
-                ? .wrongAuthority : .protocolError(PeerError.printable("\(error)".utf8)))
+        finish(context, refusal: TLSContexts.refusal(error))
     }
 
     func channelInactive(context: ChannelHandlerContext) {

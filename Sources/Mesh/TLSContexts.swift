@@ -58,6 +58,14 @@ enum TLSContexts {
         ].contains { text.contains($0) }
     }
 
+    /// Why a stranger's handshake failed, by the error that ended it.
+    static func refusal(_ error: any Error) -> HandshakeRefusal {
+        if isAboutCertificates(error) { return .wrongAuthority }
+        // The alert of someone who refuses us may be lost when he closes at once.
+        if "\(error)".contains("EOF during handshake") { return .unfinished }
+        return .protocolError(PeerError.printable("\(error)".utf8))
+    }
+
     /// The authority's certificate goes along, so that one with a wrong key can name what it met.
     private static func chain(
         _ identity: NodeIdentity, _ authority: VolumeAuthority

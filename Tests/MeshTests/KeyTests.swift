@@ -25,7 +25,7 @@ import Volume
     @Test func theTextOfAKeyNeverChanges() throws {
         #expect(
             try Self.key(7).exportedText
-                == "dfs1-a4dqobyha4dqobyha4dqobyha4dqobyha4dqobyha4dq7pjc")
+                == "dfs1-a4dqobyha4dqobyha4dqobyha4dqobyha4dqobyha4dqobyha4dq7pjc")
     }
 
     @Test func noSingleMistakeIsAccepted() throws {

@@ -48,6 +48,10 @@ func sha256(_ bytes: [UInt8]) -> [UInt8] { Array(SHA256.hash(data: bytes)) }
 /// Runs a program to its end; output and errors together.
 @discardableResult
 func run(_ arguments: String..., input: String = "") throws -> (status: Int32, output: String) {
+    try runArguments(arguments, input: input)
+}
+
+func runArguments(_ arguments: [String], input: String) throws -> (status: Int32, output: String) {
     let process = Process()
     process.executableURL = URL(fileURLWithPath: "/usr/bin/env")
     process.arguments = arguments
@@ -61,4 +65,11 @@ func run(_ arguments: String..., input: String = "") throws -> (status: Int32, o
     let output = stdout.fileHandleForReading.readDataToEndOfFile()
     process.waitUntilExit()
     return (process.terminationStatus, String(decoding: output, as: UTF8.self))
+}
+
+/// Runs blocking work on a thread of its own, never on Swift's pool.
+func onThread<T: Sendable>(_ work: @escaping @Sendable () throws -> T) async throws -> T {
+    try await withCheckedThrowingContinuation { continuation in
+        Thread { continuation.resume(with: Result { try work() }) }.start()
+    }
 }
