@@ -136,7 +136,9 @@ extension History {
         packs files: [FilePath], heads: [ObjectID], unrelated: UnrelatedObjects = .refused,
         validate: (Commit, Intake) throws -> Void = { _, _ in }
     ) throws -> [Commit] {
-        precondition(!heads.isEmpty, "a receipt without heads could prove nothing")
+        guard !heads.isEmpty else {
+            throw HistoryError(.malformed, "receive", "without heads nothing could be proven")
+        }
         let quarantine = try makeQuarantine()
         defer { try? Files.removeTree(quarantine) }
         let received = PackFiles(directory: quarantine.appending("pack"))

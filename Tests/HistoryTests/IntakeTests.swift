@@ -105,6 +105,7 @@ func read(_ path: FilePath) throws -> [UInt8] {
             #expect(refusal(Array(pack.prefix(length)), [head]) == .malformed, "\(length)")
         }
         #expect(refusal(pack + [0], [head]) == .malformed)
+        #expect(refusal(pack, []) == .malformed)
         for _ in 0..<25 {
             var changed = pack
             let bit = Int.random(in: 0..<pack.count * 8, using: &random)
