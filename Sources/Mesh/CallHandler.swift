@@ -16,7 +16,8 @@ struct ClientCall: Sendable {
     let bytesMax: Int64
     /// Where the body of a 2xx reply goes; nil: into memory.
     let sink: FileSink?
-    /// Nil: the deadline holds to the reply's end; else to its head, then each window needs progress.
+    /// Nil: the deadline holds to the reply's end; else to its head, then each window needs
+    /// progress.
     let window: Window?
 }
 

@@ -3,7 +3,8 @@ import Volume
 
 /// Decides, before TLS, which connections may try a handshake.
 ///
-/// The oldest unfinished handshake makes room for the newest, those that have not sent a byte first:
+/// The oldest unfinished handshake makes room for the newest, those that have not sent a byte
+/// first:
 /// a member needs a few milliseconds, so strangers who hold connections open never fill the table.
 /// Refusing the newest instead would lock members out for the whole handshake deadline.
 final class HandshakeGate: Sendable {

@@ -6,7 +6,8 @@ public import Volume
 /// The node's place among its peers: finds them, greets them, knows who is online, and carries
 /// requests both ways.
 ///
-/// Each node dials every other and says hello each second and at every change; a peer is online when
+/// Each node dials every other and says hello each second and at every change; a peer is online
+/// when
 /// *our* hello to it was answered. An incoming hello makes its sender a candidate, so it is enough
 /// that one of two knows the other's address. Hellos use connections of their own, so that bulky
 /// requests never make a peer look dead.
@@ -110,7 +111,8 @@ public final class Mesh: Sendable {
     /// - Parameters:
     ///   - bodyLimit, handler: for all requests of members but the hello.
     ///   - hello: what the node says of itself; called often, must return at once.
-    ///   - events: called in order, never concurrently, with no lock held; must return soon and must
+    ///   - events: called in order, never concurrently, with no lock held; must return soon and
+    /// must
     ///     not wait for the mesh.
     /// - Throws: `ServerError`.
     public static func start(

@@ -7,7 +7,8 @@ import X509
 /// What makes a disk a node: a P-256 key, kept in `ROOT/node.key`, and the certificate that the
 /// volume's authority gives it.
 ///
-/// The certificate is rebuilt at each start; only the key is kept. The node id is the first 16 bytes
+/// The certificate is rebuilt at each start; only the key is kept. The node id is the first 16
+/// bytes
 /// of SHA-256 of the public key as a SubjectPublicKeyInfo in DER.
 public struct NodeIdentity: Sendable {
     public let node: NodeID
@@ -62,7 +63,8 @@ public struct NodeIdentity: Sendable {
             notValidBefore: CertificateTimes.begin, notValidAfter: CertificateTimes.end,
             issuer: authority.name, subject: subject, signatureAlgorithm: .ed25519,
             extensions: try Certificate.Extensions {
-                // libtorrent matches the torrent's name against the certificate: a wildcard fits all.
+                // libtorrent matches the torrent's name against the certificate: a wildcard fits
+                // all.
                 SubjectAlternativeNames([.dnsName("*")])
                 try ExtendedKeyUsage([.serverAuth, .clientAuth])
             },
@@ -107,7 +109,8 @@ public enum SignaturePurpose: String, Sendable {
 }
 
 extension NodeIdentity {
-    /// A P-256 ECDSA signature, 64 bytes. Not deterministic: two signatures of the same bytes differ.
+    /// A P-256 ECDSA signature, 64 bytes. Not deterministic: two signatures of the same bytes
+    /// differ.
     public func sign(_ message: some Collection<UInt8>, for purpose: SignaturePurpose) throws
         -> [UInt8]
     {

@@ -66,7 +66,8 @@ public final class PeerClient: Sendable {
     /// Like `request`, but the body of a 2xx reply goes into a file, from its beginning.
     ///
     /// `timeout` bounds the time to the reply's head; the rest must keep making progress. After an
-    /// error the file holds rubbish. The descriptor stays the caller's and must stay open meanwhile;
+    /// error the file holds rubbish. The descriptor stays the caller's and must stay open
+    /// meanwhile;
     /// nothing is synced.
     public func download(
         _ endpoint: Endpoint, expecting: NodeID? = nil, method: String = "POST", path: String,

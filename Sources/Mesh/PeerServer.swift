@@ -25,7 +25,8 @@ public enum ServerError: Error, CustomStringConvertible {
     public var description: String {
         switch self {
         case .portInUse(let host, let port):
-            "port \(port) is in use on \(host.isEmpty ? "this machine" : host); choose another with --port"
+            "port \(port) is in use on \(host.isEmpty ? "this machine" : host); "
+                + "choose another with --port"
         case .cannotListen(let host, let port, let reason):
             "cannot listen on \(host.isEmpty ? "all addresses" : host) port \(port): \(reason)"
         case .socket(let path, let reason): "cannot listen on \(path): \(reason)"

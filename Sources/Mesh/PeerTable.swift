@@ -60,7 +60,8 @@ public enum CandidateSource: Int, Comparable, Sendable {
 /// | candidate | leaves it by |
 /// |---|---|
 /// | due | `takeDue`: dialling |
-/// | dialling | `failed`: waiting, longer each time; `reached`: settled; `isOurselves`: never again |
+/// | dialling | `failed`: waiting, longer each time; `reached`: settled; `isOurselves`: never
+/// again |
 /// | waiting | its time, or an `add` that hurries |
 /// | settled (leads to an online peer) | the peer going offline: due |
 struct PeerTable: Sendable {

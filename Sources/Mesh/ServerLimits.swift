@@ -4,7 +4,8 @@ public struct ServerLimits: Sendable {
     public var handshake: Duration = .seconds(5)
     /// Unfinished handshakes from one address; the oldest makes room.
     public var handshakesPerAddress = 16
-    /// Unfinished handshakes in all, from addresses where no member was seen; the oldest makes room.
+    /// Unfinished handshakes in all, from addresses where no member was seen; the oldest makes
+    /// room.
     public var handshakesMax = 256
     /// Unfinished handshakes in all, from addresses of members: counted apart, so that silent
     /// strangers do not lock members out.

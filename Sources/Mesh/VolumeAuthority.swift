@@ -13,7 +13,8 @@ public struct VolumeAuthority: Sendable {
     public let certificateDER: [UInt8]
     /// 64 columns, with a final newline; exactly what `ssl-cert` holds in a torrent.
     public let certificatePEM: String
-    /// The first 16 hexadecimal digits of SHA-256 of the certificate: names the authority in public.
+    /// The first 16 hexadecimal digits of SHA-256 of the certificate: names the authority in
+    /// public.
     public let ca16: String
     /// 32 bytes that make info-hashes meaningless to those who have not the key.
     public let infoSalt: [UInt8]

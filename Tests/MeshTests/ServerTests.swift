@@ -282,13 +282,17 @@ func openSocket(to endpoint: Endpoint) throws -> CInt {
         }
     }
 
+    static func content(words: Int) -> (bytes: [UInt8], seed: UInt64) {
+        let seed = UInt64.random(in: .min ... .max)
+        var random = SeededRandom(seed: seed)
+        let words = (0..<words).map { _ in random.next() }
+        return (words.withUnsafeBytes { Array($0) }, seed)
+    }
+
     @Test func filesAndStreamsArriveWhole() async throws {
         try await Company.meet { company in
             let directory = try TemporaryDirectory()
-            let seed = UInt64.random(in: .min ... .max)
-            var random = SeededRandom(seed: seed)
-            let words = (0..<700_000).map { _ in random.next() }
-            let content = words.withUnsafeBytes { Array($0) }
+            let (content, seed) = Self.content(words: 700_000)
             let source = directory.path.appending("source")
             let file = try FileDescriptor.open(
                 source, .writeOnly, options: [.create], permissions: [.ownerReadWrite])
