@@ -17,7 +17,9 @@ public struct TreeDifference: Hashable, Sendable {
 ///
 /// Reads only what differs: directories are paired by path and, where they moved, by id; equal tree
 /// ids are not entered. What it reads of the new tree it validates, on the assumption that the old one
-/// is valid; applied along the parents of every commit this validates whole trees.
+/// is valid; applied along the parents of every commit this validates whole trees, but for one thing:
+/// that an id that is new here does not also stand somewhere in what did not change. Who keeps an index
+/// by id (the catalog) must refuse that.
 ///
 /// Throws `InvalidTree`, `UpgradeNeeded`, or what the source throws.
 public func difference<Source: TreeSource>(

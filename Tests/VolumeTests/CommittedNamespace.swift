@@ -84,3 +84,23 @@ struct TreeState: Equatable {
         for (id, tree) in difference.trees { trees[id] = tree }
     }
 }
+
+extension TreeState {
+    /// Editors' saves by their definition: pairs of newborn and adopted file, by place.
+    func adoptions(until later: TreeState) -> [[LineageID]] {
+        func isRegular(_ record: Record?) -> Bool {
+            if case .file? = record?.content.value.body { true } else { false }
+        }
+        let linked = Set(later.places.values.map(\.target))
+        var found: [[LineageID]] = []
+        for (place, link) in places.sorted(by: { $0.key < $1.key }) {
+            guard isRegular(records[link.target]), !linked.contains(link.target),
+                let new = later.places[place]?.target, isRegular(later.records[new]),
+                records[new] == nil, !found.joined().contains(new),
+                !found.joined().contains(link.target)
+            else { continue }
+            found.append([new, link.target])
+        }
+        return found
+    }
+}
