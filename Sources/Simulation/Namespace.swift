@@ -63,7 +63,7 @@ public struct Namespace: Sendable {
         (linksByTarget[id] ?? []).sorted().compactMap { entries[$0] }
     }
 
-    private func isDirectory(_ id: LineageID) -> Bool { records[id]?.isDirectory ?? false }
+    public func isDirectory(_ id: LineageID) -> Bool { records[id]?.isDirectory ?? false }
 
     private func isBelow(_ directory: LineageID, _ ancestor: LineageID) -> Bool {
         var at: LineageID? = directory

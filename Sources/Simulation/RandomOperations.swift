@@ -21,7 +21,8 @@ public struct RandomOperations: Sendable {
                 .directory, at: newPlace(space), id: identity(), link: identity(), stamp: stamp)
         case 30..<46: edit(&space, stamp)
         case 46..<54: attributes(&space, stamp)
-        case 54..<76:
+        case 54..<60: nest(&space, stamp)
+        case 60..<76:
             if let from = anyPlace(space) { space.rename(from, to: newPlace(space), stamp: stamp) }
         case 76..<84:
             if let from = anyPlace(space), let target = space.link(at: from)?.target {
@@ -32,6 +33,17 @@ public struct RandomOperations: Sendable {
         default:
             if let place = anyPlace(space) { space.removeTree(place) }
         }
+    }
+
+    /// Moves one directory into another: two nodes that do it make cycles.
+    private mutating func nest(_ space: inout Namespace, _ stamp: Stamp) {
+        let directories = space.entries.values.filter { space.isDirectory($0.link.target) }
+            .sorted { $0.place < $1.place }
+        guard let moved = directories.randomElement(using: &generator),
+            let target = directories.randomElement(using: &generator)
+        else { return }
+        let place = Place(directory: target.link.target, name: moved.place.name)
+        space.rename(moved.place, to: place, stamp: stamp)
     }
 
     private mutating func edit(_ space: inout Namespace, _ stamp: Stamp) {

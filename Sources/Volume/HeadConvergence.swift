@@ -1,0 +1,113 @@
+/// When a node merges, and when it tells: the rule that keeps merges from causing merges.
+///
+/// A node keeps the *announced* heads, reduced to the maximal ones, and applies their merge as a
+/// commit of its own that is replaced whenever the set changes. That commit leaves the node only as
+/// parent of a local commit, or, when no new head has come for a while that is longer for every node
+/// of a higher rank, to close the round. Others that hold the same set have made the same commit.
+///
+/// | announced | applied | next |
+/// |---|---|---|
+/// | one head | that head | wait for an event |
+/// | one head | anything else | adopt it |
+/// | several | their merge | wait; when the round is over announce the merge, now the one head |
+/// | several | anything else | merge them |
+///
+/// A local commit is announced before all else. A value without clock or I/O: the caller passes times
+/// of one monotonic clock, performs the action of `next` and reports it by `adopted` or `merged`.
+public struct HeadConvergence: Hashable, Sendable {
+    public enum Action: Hashable, Sendable {
+        /// Tell every peer that this is a head here.
+        case announce(ObjectID)
+        /// Bring the live state to this commit, then call `adopted`.
+        case adopt(ObjectID)
+        /// Make or find the merge commit with exactly these parents, sorted and maximal, bring the
+        /// live state to it, then call `merged`.
+        case merge([ObjectID])
+        /// Nothing until an event or this time.
+        case wait(until: Duration?)
+    }
+
+    /// Without a new head for this long the node of the lowest rank closes the round.
+    public static let quiet = Duration.milliseconds(300)
+    /// For every rank, so that the others have heard of the close before their turn comes.
+    public static let quietPerRank = Duration.milliseconds(100)
+
+    /// Sorted, none an ancestor of another. What a peer that asks for heads is told.
+    public private(set) var announced: [ObjectID]
+    /// The commit that the live state is, and the parent of the next local commit.
+    public private(set) var applied: ObjectID
+    /// The heads that `applied` merges, as long as it has not left this node.
+    private var mergedHeads: [ObjectID]?
+    /// A local commit that peers have not been told.
+    private var untold: ObjectID?
+    private var lastNews: Duration
+
+    /// A node whose live state is a commit that peers may know.
+    public init(applied: ObjectID, at now: Duration) {
+        announced = [applied]
+        self.applied = applied
+        lastNews = now
+    }
+
+    /// A node that starts on a merge commit, which perhaps never left it.
+    public init(applied: ObjectID, merging heads: [ObjectID], at now: Duration) {
+        announced = heads.sorted()
+        self.applied = applied
+        mergedHeads = announced
+        lastNews = now
+    }
+
+    // MARK: Events
+
+    /// Peers told heads; they and all their ancestors are in the graph, and valid.
+    public mutating func received(
+        _ heads: some Sequence<ObjectID>, at now: Duration, graph: some CommitGraph
+    ) throws {
+        let reduced = try graph.reduceToMaximal(announced + Array(heads))
+        if reduced == announced { return }
+        announced = reduced
+        lastNews = now
+    }
+
+    /// The committer made a commit on `applied`.
+    public mutating func committed(
+        _ commit: ObjectID, at now: Duration, graph: some CommitGraph
+    ) throws {
+        announced = try graph.reduceToMaximal(announced + [commit])
+        applied = commit
+        mergedHeads = nil
+        untold = commit
+        lastNews = now
+    }
+
+    public mutating func adopted(_ commit: ObjectID) {
+        applied = commit
+        mergedHeads = nil
+    }
+
+    public mutating func merged(_ heads: [ObjectID], into commit: ObjectID) {
+        applied = commit
+        mergedHeads = heads
+    }
+
+    // MARK: What to do
+
+    /// - Parameter rank: this node's place among the ids of the nodes online, itself included, from 0.
+    public mutating func next(at now: Duration, rank: Int) -> Action {
+        if let commit = untold {
+            untold = nil
+            return .announce(commit)
+        }
+        if announced.count == 1 {
+            // The close of a round, ours or another's: nothing more to tell.
+            if announced[0] == applied { mergedHeads = nil }
+            return announced[0] == applied ? .wait(until: nil) : .adopt(announced[0])
+        }
+        guard mergedHeads == announced else { return .merge(announced) }
+        let end = lastNews + Self.quiet + Self.quietPerRank * rank
+        if now < end { return .wait(until: end) }
+        announced = [applied]
+        mergedHeads = nil
+        return .announce(applied)
+    }
+}
