@@ -10,15 +10,13 @@
 
 namespace lt = libtorrent;
 
+using ctorrent::token_of;
+
 namespace {
 
 void explain(char* message, size_t message_bytes, char const* text) {
     if (message != nullptr && message_bytes > 0)
         std::snprintf(message, message_bytes, "%s", text);
-}
-
-std::uint64_t token_of(lt::client_data_t data) {
-    return reinterpret_cast<std::uintptr_t>(data.get<char>());
 }
 
 /// Waits for the listening socket: opening happens on the network thread.
@@ -85,7 +83,7 @@ ctorrent_result ctorrent_session_create(ctorrent_options const* options, ctorren
         }
         // An explicit list of plugins: without ut_pex, ut_metadata and smart_ban.
         lt::session_params parameters(ctorrent::make_settings(*options),
-                                      {ctorrent::make_no_delay_plugin()});
+                                      {ctorrent::make_plugin(created->traffic)});
         created->session = std::make_unique<lt::session>(std::move(parameters));
         created->port = wait_for_port(*created->session, options->tls);
         if (created->port == 0) {
@@ -276,6 +274,19 @@ ctorrent_result ctorrent_remove(ctorrent_session* session, uint64_t token) {
     });
 }
 
+ctorrent_result ctorrent_traffic(ctorrent_session* session, uint64_t token,
+                                 int64_t* downloaded_bytes, int64_t* uploaded_bytes) {
+    try {
+        auto const traffic = session->traffic->find(token);
+        if (!traffic) return CTORRENT_UNKNOWN_TORRENT;
+        *downloaded_bytes = traffic->downloaded.load(std::memory_order_relaxed);
+        *uploaded_bytes = traffic->uploaded.load(std::memory_order_relaxed);
+        return CTORRENT_OK;
+    } catch (...) {
+        return CTORRENT_FAILED;
+    }
+}
+
 ctorrent_result ctorrent_pieces(ctorrent_session* session, uint64_t token, uint8_t* bits,
                                 size_t bytes) {
     return with_torrent(session, token, [&](lt::session&, lt::torrent_handle& torrent) {
@@ -296,18 +307,24 @@ class Drainer {
     Drainer(ctorrent_session& session, ctorrent_event_body body, void* context)
         : session(session), body(body), context(context) {}
 
-    void take(lt::alert* alert) {
+    void take(lt::alert const* alert) {
         switch (alert->type()) {
-        case lt::add_torrent_alert::alert_type: return added(lt::alert_cast<lt::add_torrent_alert>(alert));
-        case lt::torrent_removed_alert::alert_type: return removed(lt::alert_cast<lt::torrent_removed_alert>(alert));
+        case lt::add_torrent_alert::alert_type:
+            return added(static_cast<lt::add_torrent_alert const*>(alert));
+        case lt::torrent_removed_alert::alert_type:
+            return removed(static_cast<lt::torrent_removed_alert const*>(alert));
         case lt::torrent_checked_alert::alert_type: return plain(alert, CTORRENT_EVENT_CHECKED);
         case lt::torrent_resumed_alert::alert_type: return plain(alert, CTORRENT_EVENT_RESUMED);
-        case lt::cache_flushed_alert::alert_type: return flushed(alert);
-        case lt::piece_finished_alert::alert_type: return piece(alert);
+        case lt::cache_flushed_alert::alert_type: return plain(alert, CTORRENT_EVENT_FLUSHED);
         case lt::hash_failed_alert::alert_type: return plain(alert, CTORRENT_EVENT_HASH_FAILED);
-        case lt::file_error_alert::alert_type: return file_error(lt::alert_cast<lt::file_error_alert>(alert));
-        case lt::torrent_error_alert::alert_type: return torrent_error(lt::alert_cast<lt::torrent_error_alert>(alert));
-        case lt::state_update_alert::alert_type: return status(lt::alert_cast<lt::state_update_alert>(alert));
+        case lt::piece_finished_alert::alert_type:
+            return piece(static_cast<lt::piece_finished_alert const*>(alert));
+        case lt::file_error_alert::alert_type:
+            return file_error(static_cast<lt::file_error_alert const*>(alert));
+        case lt::torrent_error_alert::alert_type:
+            return torrent_error(static_cast<lt::torrent_error_alert const*>(alert));
+        case lt::state_update_alert::alert_type:
+            return status(static_cast<lt::state_update_alert const*>(alert));
         case lt::alerts_dropped_alert::alert_type: return send(0, CTORRENT_EVENT_DROPPED);
         default: return;
         }
@@ -352,10 +369,12 @@ class Drainer {
             session.handles.erase(token);
         }
         send(token, CTORRENT_EVENT_REMOVED);
+        // Only now: the receiver may have asked for the final figures.
+        session.traffic->erase(token);
     }
 
-    void plain(lt::alert* alert, ctorrent_event_kind kind) {
-        auto const& handle = static_cast<lt::torrent_alert*>(alert)->handle;
+    void plain(lt::alert const* alert, ctorrent_event_kind kind) {
+        auto const& handle = static_cast<lt::torrent_alert const*>(alert)->handle;
         auto const token = token_of(handle.userdata());
         if (token == 0) return;
         // Resume data is applied inside the add, before its own alert is posted.
@@ -363,10 +382,7 @@ class Drainer {
         send(token, kind);
     }
 
-    void flushed(lt::alert* alert) { plain(alert, CTORRENT_EVENT_FLUSHED); }
-
-    void piece(lt::alert* alert) {
-        auto const* finished = lt::alert_cast<lt::piece_finished_alert>(alert);
+    void piece(lt::piece_finished_alert const* finished) {
         ctorrent_event event{};
         event.kind = CTORRENT_EVENT_PIECE;
         event.token = token_of(finished->handle.userdata());
@@ -397,8 +413,6 @@ class Drainer {
             event.kind = CTORRENT_EVENT_STATUS;
             event.token = token_of(status.handle.userdata());
             event.message = "";
-            event.downloaded_bytes = status.total_payload_download;
-            event.uploaded_bytes = status.total_payload_upload;
             event.download_rate = status.download_payload_rate;
             event.upload_rate = status.upload_payload_rate;
             event.connections = status.num_connections;

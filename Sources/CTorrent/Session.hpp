@@ -28,7 +28,9 @@
 #include <libtorrent/version.hpp>
 #pragma clang diagnostic pop
 
+#include <atomic>
 #include <memory>
+#include <mutex>
 #include <shared_mutex>
 #include <string>
 #include <unordered_map>
@@ -45,7 +47,30 @@ namespace ctorrent {
 
 namespace lt = libtorrent;
 
-std::shared_ptr<lt::plugin> make_no_delay_plugin();
+/// Payload bytes of one torrent since it was added.
+struct Traffic {
+    std::atomic<std::int64_t> downloaded{0};
+    std::atomic<std::int64_t> uploaded{0};
+};
+
+/// Every torrent's counters by token; libtorrent's network thread opens them.
+class TrafficTable {
+  public:
+    std::shared_ptr<Traffic> open(std::uint64_t token);
+    std::shared_ptr<Traffic> find(std::uint64_t token);
+    void erase(std::uint64_t token);
+
+  private:
+    std::mutex lock;
+    std::unordered_map<std::uint64_t, std::shared_ptr<Traffic>> torrents;
+};
+
+/// Our name for a torrent, as libtorrent carries it: a number in the place of a pointer.
+inline std::uint64_t token_of(lt::client_data_t data) {
+    return reinterpret_cast<std::uintptr_t>(data.get<char>());
+}
+
+std::shared_ptr<lt::plugin> make_plugin(std::shared_ptr<TrafficTable> table);
 lt::settings_pack make_settings(ctorrent_options const& options);
 
 }  // namespace ctorrent
@@ -55,6 +80,7 @@ struct ctorrent_session {
     std::shared_mutex lock;
     std::unique_ptr<libtorrent::session> session;
     std::unordered_map<std::uint64_t, libtorrent::torrent_handle> handles;
+    std::shared_ptr<ctorrent::TrafficTable> traffic = std::make_shared<ctorrent::TrafficTable>();
     std::vector<libtorrent::alert*> alerts;  // the draining thread's own
     std::uint16_t port = 0;
     int event_descriptor = -1;

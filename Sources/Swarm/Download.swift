@@ -105,7 +105,7 @@ public final class Download: LoadedTorrent {
         switch state.phase {
         case .loading, .closing, .closed: break
         case .ready: startIfPossible(&state)
-        case .running, .paused, .failed:
+        case .running, .paused, .failed, .recovering:
             session.setPriorities(token, pieces: changed.pieces, priorities: changed.priorities)
         }
     }
@@ -128,7 +128,7 @@ public final class Download: LoadedTorrent {
     public func pause() {
         state.withLock { state in
             switch state.phase {
-            case .ready, .running:
+            case .ready, .running, .recovering:
                 state.phase = .paused
                 session.pause(token)
             case .loading, .paused, .failed, .closing, .closed: break
@@ -140,10 +140,13 @@ public final class Download: LoadedTorrent {
     public func resume() {
         state.withLock { state in
             switch state.phase {
-            case .paused, .failed:
+            case .paused:
                 state.phase = .ready
                 startIfPossible(&state)
-            case .loading, .ready, .running, .closing, .closed: break
+            case .failed:
+                state.phase = .recovering
+                session.flush(token)
+            case .loading, .ready, .running, .recovering, .closing, .closed: break
             }
         }
     }
@@ -177,10 +180,8 @@ public final class Download: LoadedTorrent {
                 case .closing: break
                 // The answer to the add begins the closing.
                 case .loading: state.phase = .closing
-                case .ready, .running, .paused, .failed:
+                case .ready, .running, .paused, .failed, .recovering:
                     state.phase = .closing
-                    // The last figures, before there is nothing to ask.
-                    session.requestStatus()
                     session.flush(token)
                 }
                 state.closers.append(continuation)
@@ -251,19 +252,16 @@ public final class Download: LoadedTorrent {
         case .checked: loaded()
         case .piece(let piece): verified(piece)
         case .hashFailed: state.withLock { $0.hashFailures += 1 }
-        case .flushed:
-            state.withLock { if case .closing = $0.phase { session.remove(token) } }
-        case .removed: close(.cancelled)
+        case .flushed: flushed()
+        case .removed:
+            noteTraffic()
+            close(.cancelled)
         case .fileFailed(let code, let message):
             fail(
                 code == ENOSPC || code == EDQUOT
                     ? .noSpace : .file(errno: code, message: message))
         case .failed(let message): fail(.torrent(message))
-        case .status(let status):
-            state.withLock {
-                if status.downloadedBytes > $0.status.downloadedBytes { $0.lastProgress = .now }
-                $0.status = status
-            }
+        case .status(let status): state.withLock { $0.status = status }
         case .added, .resumed: break
         }
     }
@@ -276,7 +274,19 @@ public final class Download: LoadedTorrent {
                 state.phase = .ready
                 startIfPossible(&state)
             case .closing: session.flush(token)
-            case .ready, .running, .paused, .failed, .closed: break
+            case .ready, .running, .paused, .failed, .recovering, .closed: break
+            }
+        }
+    }
+
+    private func flushed() {
+        state.withLock { state in
+            switch state.phase {
+            case .closing: session.remove(token)
+            case .recovering:
+                state.phase = .ready
+                startIfPossible(&state)
+            case .loading, .ready, .running, .paused, .failed, .closed: break
             }
         }
     }
@@ -293,13 +303,19 @@ public final class Download: LoadedTorrent {
                 state.phase = .failed(error)
                 session.pause(token)
                 return state.removeAllWaiters()
-            case .loading, .failed, .closing, .closed: return []
+            case .loading, .failed, .recovering, .closing, .closed: return []
             }
         }
         for waiter in waiters { waiter.body(.failure(error)) }
     }
 
+    private func noteTraffic() {
+        guard let traffic = session.traffic(token) else { return }
+        state.withLock { $0.note(traffic, now: .now) }
+    }
+
     func tick(_ now: ContinuousClock.Instant) {
+        noteTraffic()
         let impatient = state.withLock { state in
             if case .running = state.phase, state.wantedMissing > 0,
                 state.status.connections < state.sources.count
@@ -313,8 +329,13 @@ public final class Download: LoadedTorrent {
     }
 
     func resynchronize() {
-        let isClosing = state.withLock { if case .closing = $0.phase { true } else { false } }
-        if isClosing && !session.flush(token) { close(.cancelled) }
+        let awaitsFlush = state.withLock {
+            switch $0.phase {
+            case .closing, .recovering: true
+            case .loading, .ready, .running, .paused, .failed, .closed: false
+            }
+        }
+        if awaitsFlush && !session.flush(token) { close(.cancelled) }
         guard let pieces = session.pieces(token, count: extent.pieceCount) else { return }
         for piece in 0..<extent.pieceCount where pieces[piece] { verified(piece) }
     }
@@ -334,10 +355,12 @@ public final class Download: LoadedTorrent {
     }
 
     var statistics: TorrentStatistics {
-        state.withLock {
+        noteTraffic()
+        return state.withLock {
             TorrentStatistics(
-                extent: extent, kind: .download, downloadedBytes: $0.status.downloadedBytes,
-                uploadedBytes: $0.status.uploadedBytes, downloadRate: $0.status.downloadRate,
+                extent: extent, kind: .download,
+                downloadedBytes: $0.traffic.downloadedBytes,
+                uploadedBytes: $0.traffic.uploadedBytes, downloadRate: $0.status.downloadRate,
                 uploadRate: $0.status.uploadRate, peers: $0.status.peers,
                 verifiedPieces: $0.verified.setCount, hashFailures: $0.hashFailures)
         }

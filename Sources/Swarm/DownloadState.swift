@@ -13,6 +13,9 @@ struct DownloadState {
         case paused
         /// The file failed; paused until `resume()`.
         case failed(SwarmError)
+        /// To be resumed after a failure, when the writes of before have all had their answer:
+        /// a late one would pass for a new failure.
+        case recovering
         /// Being flushed and removed.
         case closing
         case closed(SwarmError)
@@ -47,6 +50,7 @@ struct DownloadState {
     /// Runs for others even while nothing is wanted.
     var isServing = false
     var status = TransferStatus()
+    private(set) var traffic = Traffic()
     var hashFailures = 0
     var lastProgress: ContinuousClock.Instant
     var closers: [CheckedContinuation<Void, Never>] = []
@@ -133,7 +137,7 @@ struct DownloadState {
         switch phase {
         case .failed(let error), .closed(let error):
             return verified.missing(in: pieces) == 0 ? .success(nil) : .failure(error)
-        case .loading, .ready, .running, .paused, .closing: break
+        case .loading, .ready, .running, .paused, .recovering, .closing: break
         }
         let missing = verified.missing(in: pieces)
         if missing == 0 { return .success(nil) }
@@ -170,6 +174,12 @@ struct DownloadState {
             }
         }
         return done
+    }
+
+    /// Arriving bytes are progress, whatever piece they belong to.
+    mutating func note(_ traffic: Traffic, now: ContinuousClock.Instant) {
+        if traffic.downloadedBytes > self.traffic.downloadedBytes { lastProgress = now }
+        self.traffic = traffic
     }
 
     /// The waiters whose patience has ended.

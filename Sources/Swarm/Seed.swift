@@ -13,6 +13,7 @@ final class Seed: LoadedTorrent {
         var phase = Phase.loading
         var isUnloading = false
         var status = TransferStatus()
+        var traffic = Traffic()
         var hashFailures = 0
         var lease: Duration
         var leaseEnd: ContinuousClock.Instant
@@ -101,21 +102,28 @@ final class Seed: LoadedTorrent {
             }
             for loader in loaders { loader.resume() }
         case .added(let failure?): close(.torrent(failure))
-        case .removed: close(.cancelled)
-        case .status(let status):
-            state.withLock {
-                if status.uploadedBytes > $0.status.uploadedBytes {
-                    $0.lastUse = .now
-                    $0.leaseEnd = max($0.leaseEnd, $0.lastUse + $0.lease)
-                }
-                $0.status = status
-            }
+        case .removed:
+            noteTraffic()
+            close(.cancelled)
+        case .status(let status): state.withLock { $0.status = status }
         case .hashFailed: state.withLock { $0.hashFailures += 1 }
         case .added, .piece, .flushed, .fileFailed, .failed: break
         }
     }
 
-    func tick(_ now: ContinuousClock.Instant) {}
+    func tick(_ now: ContinuousClock.Instant) { noteTraffic() }
+
+    /// Serving renews the lease.
+    private func noteTraffic() {
+        guard let traffic = session.traffic(token) else { return }
+        state.withLock {
+            if traffic.uploadedBytes > $0.traffic.uploadedBytes {
+                $0.lastUse = .now
+                $0.leaseEnd = max($0.leaseEnd, $0.lastUse + $0.lease)
+            }
+            $0.traffic = traffic
+        }
+    }
 
     func resynchronize() {
         // A lost answer to an unload; a torrent that is still there takes no harm.
@@ -128,6 +136,10 @@ final class Seed: LoadedTorrent {
         state.withLock { $0.isUnloading = true }
         // Unknown means that it is still being added: `checked` comes back to it.
         session.remove(token)
+    }
+
+    var isServing: Bool {
+        state.withLock { if case .serving = $0.phase { true } else { false } }
     }
 
     var isClosed: Bool {
@@ -145,10 +157,11 @@ final class Seed: LoadedTorrent {
     }
 
     var statistics: TorrentStatistics {
-        state.withLock {
+        noteTraffic()
+        return state.withLock {
             TorrentStatistics(
-                extent: extent, kind: .seed, downloadedBytes: $0.status.downloadedBytes,
-                uploadedBytes: $0.status.uploadedBytes, downloadRate: $0.status.downloadRate,
+                extent: extent, kind: .seed, downloadedBytes: $0.traffic.downloadedBytes,
+                uploadedBytes: $0.traffic.uploadedBytes, downloadRate: $0.status.downloadRate,
                 uploadRate: $0.status.uploadRate, peers: $0.status.peers,
                 verifiedPieces: extent.pieceCount, hashFailures: $0.hashFailures)
         }

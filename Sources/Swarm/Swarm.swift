@@ -76,27 +76,29 @@ public final class Swarm: Sendable {
         }
         try check(extent, layer: layer)
         let info = infoDictionary(for: extent)
-        let (seed, evicted) = try state.withLock { state -> (Seed, Seed?) in
+        return try state.withLock { state in
             guard !state.isStopping else { throw SwarmError.stopped }
-            guard state.tokens[extent] == nil else { throw SwarmError.alreadyLoaded }
-            let evicted = state.seedCount > configuration.maxLoadedSeeds ? leastUsed(&state) : nil
+            // Somebody else was faster.
+            if let token = state.tokens[extent] { return state.torrents[token] as? Seed }
+            if state.seedCount > configuration.maxLoadedSeeds, let seed = leastUsed(state) {
+                retire(seed, &state)
+            }
             let seed = Seed(
                 extent: extent, token: state.nextToken, session: session, lease: lease)
             try session.add(
                 token: seed.token, extent: extent, info: info, layer: layer, path: path, have: nil)
             register(seed, &state)
             state.seedCount += 1
-            return (seed, evicted)
+            return seed
         }
-        evicted?.unload()
-        return seed
     }
 
     /// Stops serving and closes the file; returns when that is done. Downloads are left alone.
     public func unload(_ extent: Extent) async {
         guard let seed = loaded(extent) as? Seed else { return }
-        withdraw(seed)
-        seed.unload()
+        // libtorrent cannot remove what it is still adding; a seed that failed is closed already.
+        try? await seed.untilServing()
+        state.withLock { retire(seed, &$0) }
         await seed.untilClosed()
     }
 
@@ -191,20 +193,19 @@ public final class Swarm: Sendable {
         state.nextToken += 1
     }
 
-    /// The seed to give up for another one; it is withdrawn already.
-    private func leastUsed(_ state: inout State) -> Seed? {
-        let oldest = state.tokens.values.compactMap { state.torrents[$0] as? Seed }
-            .filter { $0.extent != Self.idleExtent }
+    /// The seed to give up for another one.
+    private func leastUsed(_ state: borrowing State) -> Seed? {
+        state.tokens.values.compactMap { state.torrents[$0] as? Seed }
+            .filter { $0.extent != Self.idleExtent && $0.isServing }
             .min { $0.lastUse < $1.lastUse }
-        if let oldest { state.tokens[oldest.extent] = nil }
-        return oldest
     }
 
-    /// From now on the extent may be loaded anew; libtorrent keeps the order of remove and add.
-    private func withdraw(_ torrent: any LoadedTorrent) {
-        state.withLock { state in
-            if state.tokens[torrent.extent] == torrent.token { state.tokens[torrent.extent] = nil }
-        }
+    /// From now on the extent may be loaded anew: the removal is queued under the same lock as
+    /// every addition, and libtorrent keeps their order.
+    private func retire(_ seed: Seed, _ state: inout State) {
+        guard state.tokens[seed.extent] == seed.token else { return }
+        state.tokens[seed.extent] = nil
+        seed.unload()
     }
 
     private func forget(_ torrent: any LoadedTorrent) {
@@ -279,8 +280,7 @@ public final class Swarm: Sendable {
         for torrent in state.withLock({ Array($0.torrents.values) }) {
             torrent.tick(now)
             if let seed = torrent as? Seed, seed.isExpired(at: now) {
-                withdraw(seed)
-                seed.unload()
+                state.withLock { retire(seed, &$0) }
             }
         }
     }

@@ -17,10 +17,14 @@ enum TorrentEvent: Sendable {
     case status(TransferStatus)
 }
 
-/// libtorrent's figures of one torrent.
-struct TransferStatus: Sendable {
+/// Payload bytes since a torrent was loaded.
+struct Traffic: Sendable {
     var downloadedBytes: Int64 = 0
     var uploadedBytes: Int64 = 0
+}
+
+/// libtorrent's figures of one torrent, once a second.
+struct TransferStatus: Sendable {
     var downloadRate = 0
     var uploadRate = 0
     /// Half-open ones included.
@@ -153,6 +157,14 @@ final class TorrentSession: @unchecked Sendable {
 
     func requestStatus() { _ = ctorrent_session_post_status(pointer) }
 
+    /// What a torrent has carried up to now; nil when it is gone.
+    func traffic(_ token: UInt64) -> Traffic? {
+        var traffic = Traffic()
+        let result = ctorrent_traffic(
+            pointer, token, &traffic.downloadedBytes, &traffic.uploadedBytes)
+        return result == CTORRENT_OK ? traffic : nil
+    }
+
     /// The verified pieces as libtorrent knows them; nil when the torrent is gone. Blocks.
     func pieces(_ token: UInt64, count: Int) -> Bitfield? {
         var bytes = [UInt8](repeating: 0, count: (count + 7) / 8)
@@ -212,8 +224,6 @@ private final class Receiver {
                 event.token,
                 .status(
                     TransferStatus(
-                        downloadedBytes: event.downloaded_bytes,
-                        uploadedBytes: event.uploaded_bytes,
                         downloadRate: Int(event.download_rate),
                         uploadRate: Int(event.upload_rate),
                         connections: Int(event.connections), peers: Int(event.peers))))

@@ -170,14 +170,20 @@ struct Sample: Sendable {
     let extent: Extent
     let layer: [UInt8]
 
+    /// A random MiB over and over, each block of it numbered: quick to make without optimisation.
     init(count: Int, seed: UInt64) {
         var generator = SeededGenerator(state: seed)
-        var bytes: [UInt8] = []
-        bytes.reserveCapacity(count + 8)
-        while bytes.count < count {
-            withUnsafeBytes(of: generator.next()) { bytes.append(contentsOf: $0) }
+        let base = (0..<min(count, 1 << 20)).map { _ in
+            UInt8(truncatingIfNeeded: generator.next())
         }
-        self.init(Array(bytes.prefix(count)))
+        var bytes: [UInt8] = []
+        bytes.reserveCapacity(count + base.count)
+        while bytes.count < count { bytes += base }
+        bytes.removeLast(bytes.count - count)
+        for block in stride(from: 0, to: count - 4, by: 16384) {
+            for byte in 0..<4 { bytes[block + byte] = UInt8((block >> (14 + 8 * byte)) & 0xFF) }
+        }
+        self.init(bytes)
     }
 
     init(_ bytes: [UInt8]) {

@@ -83,9 +83,7 @@ typedef struct ctorrent_event {
     int32_t error;
     /// Of FILE_ERROR, TORRENT_ERROR and a failed ADDED. NUL-terminated, valid during the call.
     const char *message;
-    /// Of STATUS: payload since the torrent was added, bytes and bytes per second.
-    int64_t downloaded_bytes;
-    int64_t uploaded_bytes;
+    /// Of STATUS: payload bytes per second.
     int32_t download_rate;
     int32_t upload_rate;
     /// Connections, half-open ones included; and those past the handshake.
@@ -148,6 +146,10 @@ ctorrent_result ctorrent_remove(ctorrent_session *session, uint64_t token);
 /// Reads the bits of the verified pieces. Blocks until the network thread answers.
 ctorrent_result ctorrent_pieces(ctorrent_session *session, uint64_t token, uint8_t *bits,
                                 size_t bytes);
+
+/// Payload bytes since the torrent was added, to the moment. Known until REMOVED was drained.
+ctorrent_result ctorrent_traffic(ctorrent_session *session, uint64_t token,
+                                 int64_t *downloaded_bytes, int64_t *uploaded_bytes);
 
 /// SHA-256 of each of `count` consecutive inputs of `stride` bytes; `digests` takes 32 * count bytes.
 ctorrent_result ctorrent_sha256(const uint8_t *inputs, size_t stride, size_t count,
