@@ -59,7 +59,7 @@ struct CommittedHistory {
 
 @Suite("Commit trees")
 struct CommitTreeTests {
-    @Test("A commit of what is dirty is the tree of the whole state", arguments: testSeeds(30))
+    @Test("A commit of what is dirty is the tree of the whole state", arguments: testSeeds(20))
     func incremental(seed: UInt64) throws {
         var history = CommittedHistory(seed: seed)
         var saved = history.live.state
@@ -83,7 +83,7 @@ struct CommitTreeTests {
     }
 
     @Test(
-        "The difference of two commits leads from one state to the other", arguments: testSeeds(30))
+        "The difference of two commits leads from one state to the other", arguments: testSeeds(20))
     func differences(seed: UInt64) throws {
         var history = CommittedHistory(seed: seed)
         var commits: [(ObjectID, TreeState)] = []

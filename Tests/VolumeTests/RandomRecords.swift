@@ -1,4 +1,4 @@
-import Foundation
+import FoundationEssentials
 import Simulation
 
 @testable import Volume
@@ -29,6 +29,7 @@ extension SeededGenerator {
     }
 
     mutating func extent() -> Extent {
+        // 32 bytes make a root.
         let root = ContentRoot(bytes: bytes(32)).unsafelyUnwrapped
         return Extent(
             root: root, length: UInt64.random(in: 1...Limits.extentBytesMax, using: &self))
