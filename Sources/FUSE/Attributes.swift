@@ -1,4 +1,4 @@
-/// A point in time as the protocol carries it: seconds since 1970 (may be negative) and nanoseconds.
+/// A point in time as the protocol carries it: seconds since 1970, may be negative.
 public struct Timestamp: Hashable, Sendable {
     public var seconds: Int64
     /// 0 ..< 1,000,000,000.

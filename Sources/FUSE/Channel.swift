@@ -1,6 +1,5 @@
 import CFUSE
 import Glibc
-import Synchronization
 import SystemPackage
 
 /// The open FUSE device: packets in, packets out. Knows nothing of their meaning.

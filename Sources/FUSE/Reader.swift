@@ -23,6 +23,45 @@ final class WakeSignal: Sendable {
     }
 }
 
+/// Sleeps until the device has a request or the wake signal is raised.
+///
+/// Every reader has an epoll of its own with EPOLLEXCLUSIVE, so that a request wakes one sleeper;
+/// with `poll` it would wake all of them, to find nothing.
+private struct Sleeper: ~Copyable {
+    private let epoll: Int32
+    private let wake: Int32
+
+    init(device: Int32, wake: Int32) throws(Errno) {
+        epoll = epoll_create1(Int32(EPOLL_CLOEXEC))
+        self.wake = wake
+        if epoll < 0 { throw Errno(rawValue: errno) }
+        try add(device, EPOLLIN.rawValue | EPOLLEXCLUSIVE.rawValue)
+        try add(wake, EPOLLIN.rawValue)
+    }
+
+    deinit {
+        close(epoll)
+    }
+
+    private func add(_ descriptor: Int32, _ events: UInt32) throws(Errno) {
+        var event = epoll_event(events: events, data: epoll_data_t(fd: descriptor))
+        if epoll_ctl(epoll, EPOLL_CTL_ADD, descriptor, &event) < 0 { throw Errno(rawValue: errno) }
+    }
+
+    /// False when the wake signal is raised. Errors of the device show at the next read.
+    func sleep() -> Bool {
+        var events = (epoll_event(), epoll_event())
+        return withUnsafeMutableBytes(of: &events) { bytes in
+            let events = bytes.bindMemory(to: epoll_event.self)
+            while true {
+                let count = epoll_wait(epoll, events.baseAddress, 2, -1)
+                if count >= 0 { return !events[..<Int(count)].contains { $0.data.fd == wake } }
+                if errno != EINTR { return false }
+            }
+        }
+    }
+}
+
 /// What the readers know together about the pace of requests.
 final class ReaderRhythm: Sendable {
     /// A reader keeps looking only while requests follow one another this closely, nanoseconds.
@@ -58,12 +97,15 @@ final class ReaderRhythm: Sendable {
 }
 
 /// One reader thread: takes a request, has it handled, takes the next.
-struct Reader {
+struct Reader: ~Copyable {
     private let session: Session
     private let buffer: PageBuffer
     private let spinNanoseconds: UInt64
+    private let sleeper: Sleeper
 
-    init(session: Session) {
+    init(session: Session) throws(Errno) {
+        sleeper = try Sleeper(
+            device: session.connection.channel.descriptor, wake: session.wake.descriptor)
         self.session = session
         // SETXATTR may be larger than small WRITEs; the kernel wants 8 KiB at least.
         let payload = max(session.options.writeSizeMax, 128 * 1024)
@@ -72,8 +114,11 @@ struct Reader {
         spinNanoseconds = seconds * 1_000_000_000 + UInt64(nanoseconds)
     }
 
+    deinit {
+        buffer.deallocate()
+    }
+
     func run() {
-        defer { buffer.deallocate() }
         let channel = session.connection.channel
         var hasAnswered = false
         while true {
@@ -89,7 +134,7 @@ struct Reader {
                 hasAnswered = true
             case .nothing:
                 hasAnswered = false
-                if !sleepUntilRequest() { return }
+                if !sleeper.sleep() { return }
             case .ended:
                 return
             case .failed(let error):
@@ -104,21 +149,10 @@ struct Reader {
         repeat {
             let arrival = session.connection.channel.receive(into: buffer.bytes)
             if arrival != .nothing { return arrival }
+            // The process that just got its answer may have been woken on this very processor.
+            sched_yield()
         } while ReaderRhythm.now < deadline
         return .nothing
-    }
-
-    /// False when the session is to end.
-    private func sleepUntilRequest() -> Bool {
-        var events = [
-            pollfd(fd: session.connection.channel.descriptor, events: Int16(POLLIN), revents: 0),
-            pollfd(fd: session.wake.descriptor, events: Int16(POLLIN), revents: 0),
-        ]
-        // Errors and hang-ups of the device show at the next read.
-        while poll(&events, 2, -1) < 0 {
-            if errno != EINTR { return false }
-        }
-        return events[1].revents == 0
     }
 
     // MARK: - One request

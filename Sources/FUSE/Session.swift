@@ -96,7 +96,11 @@ public final class Session: Sendable {
                 monitor.update { $0.runningReaders += 1 }
                 do throws(Errno) {
                     let reader = try NamedThread(name: "fuse-reader-\(index)") { [self] in
-                        Reader(session: self).run()
+                        do throws(Errno) {
+                            try Reader(session: self).run()
+                        } catch {
+                            options.report("a reader thread could not start: \(error)")
+                        }
                         readerEnded()
                     }
                     monitor.update { $0.readers.append(reader) }

@@ -119,7 +119,10 @@ struct MountTests {
     @Test func aBusyMountIsReportedAndLeftLazily() async throws {
         try await onThread { () throws in
             let mount = try ExampleMount()
-            let sleeper = try mount.start("echo ready; exec sleep 60")
+            let sleeper = try mount.start("touch ../scratch/ready; exec sleep 60")
+            let ready = mount.workshop.scratch.appending("ready").string
+            let isReady = eventually { access(ready, F_OK) == 0 }
+            #expect(isReady)
             let isBusy = eventually {
                 do throws(MountError) {
                     try Mounting.unmount(at: mount.workshop.mountPoint)
