@@ -129,7 +129,7 @@ struct MountTableTests {
     @Test func theMountTableIsUnescaped() {
         let table = """
             22 1 8:1 / / rw,relatime - ext4 /dev/root rw
-            90 22 0:50 / /mnt/with\\040space\\134and\\011tab rw shared:5 master:1 - fuse.x a\\040b rw
+            90 22 0:50 / /mnt/with\\040space\\134and\\011tab rw shared:5 - fuse.x a\\040b rw
             broken line
             91 22 0:51 / /mnt/plain rw - tmpfs none rw
 
