@@ -8,6 +8,15 @@ public struct AppliedEffects: Hashable, Sendable {
         public var name: FileName
         public var before: InodeNumber?
         public var after: InodeNumber?
+
+        public init(
+            parent: InodeNumber, name: FileName, before: InodeNumber?, after: InodeNumber?
+        ) {
+            self.parent = parent
+            self.name = name
+            self.before = before
+            self.after = after
+        }
     }
 
     /// Whose attributes, link count or extended attributes changed. New inodes are not in it.
@@ -56,7 +65,7 @@ extension Catalog {
         let newborn = try insertUnseen(&rest, clock)
         try fillUnseen(&rest, newborn: newborn, clock)
         return try perform { transaction in
-            var application = Application(transaction, pinned: pinned)
+            var application = Application(transaction, pinned: pinned, newborn: newborn)
             var effects = try application.run(rest, commit: commit)
             let last = try transaction.lastContentNumber()
             if last > lastContent { effects.newContents = lastContent + 1...last }
@@ -74,7 +83,7 @@ extension Catalog {
         while index < records.count {
             let deadline = clock.now + Self.applyChunk
             try perform { transaction in
-                var application = Application(transaction, pinned: [])
+                var application = Application(transaction)
                 repeat {
                     let record = records[index]
                     index += 1
@@ -105,7 +114,7 @@ extension Catalog {
         while index < entries.count {
             let deadline = clock.now + Self.applyChunk
             try perform { transaction in
-                var application = Application(transaction, pinned: [])
+                var application = Application(transaction)
                 repeat {
                     try application.set(entries[index].place, entries[index].link)
                     index += 1
@@ -129,6 +138,8 @@ extension Reader {
 struct Application {
     private let transaction: Transaction
     private let pinned: Set<InodeNumber>
+    /// Inserted by the operations before this one.
+    private let newborn: Set<LineageID>
     private var effects = AppliedEffects()
     private var directories: [LineageID: InodeNumber] = [:]
     private var movedDirectories: Set<InodeNumber> = []
@@ -139,8 +150,12 @@ struct Application {
     /// `effects.entries` they are.
     private var replaced: [Place: (cookie: UInt64, change: Int)] = [:]
 
-    init(_ transaction: Transaction, pinned: Set<InodeNumber>) {
+    init(
+        _ transaction: Transaction, pinned: Set<InodeNumber> = [],
+        newborn: Set<LineageID> = []
+    ) {
         self.transaction = transaction
+        self.newborn = newborn
         self.pinned = pinned
     }
 
@@ -178,14 +193,16 @@ struct Application {
                 throw ApplyConflict(
                     "\(place.name) in \(place.directory.rawValue) changed here as well")
             }
-            guard let link, let target = try transaction.inode(id: link.target) else { continue }
-            if try target.linkCount == 0 && transaction.isDirty(target.id) {
+            guard let link, !newborn.contains(link.target),
+                let target = try transaction.inode(id: link.target)
+            else { continue }
+            if try !target.isLinked && transaction.isDirty(target.id) {
                 throw ApplyConflict(
                     "inode \(target.id.rawValue) was removed here and moved elsewhere")
             }
         }
         for case (let id, nil) in difference.records {
-            guard let row = try transaction.inode(id: id), row.linkCount > 0 else { continue }
+            guard let row = try transaction.inode(id: id), row.isLinked else { continue }
             if try transaction.isDirty(id) {
                 throw ApplyConflict("inode \(id.rawValue) was removed elsewhere and changed here")
             }
@@ -229,10 +246,10 @@ struct Application {
         inserted.insert(ino)
     }
 
-    private static func row(_ record: Record, ino: InodeNumber) -> Inode {
+    private static func row(_ record: Record, ino: InodeNumber) -> InodeRow {
         let body = record.content.value.body
         let changed = Timestamp(record.newestStamp)
-        return Inode(
+        return InodeRow(
             ino: ino, id: record.id, kind: body.kind, mode: record.mode.value,
             owner: record.owner.value, major: body.device.major, minor: body.device.minor,
             linkCount: 0, size: body.size, accessed: record.content.value.modified,
@@ -242,7 +259,7 @@ struct Application {
     }
 
     /// Both changed: group by group the later stamp, except where that would lose content.
-    private func merge(_ theirs: Record, into row: Inode) throws -> Record {
+    private func merge(_ theirs: Record, into row: InodeRow) throws -> Record {
         var merged = try transaction.record(of: row)
         if !row.isDirectory, merged.content.stamp != theirs.content.stamp {
             throw ApplyConflict("the content of inode \(row.id.rawValue) changed here as well")
@@ -257,7 +274,7 @@ struct Application {
         return merged
     }
 
-    private mutating func write(_ record: Record, over row: Inode) throws {
+    private mutating func write(_ record: Record, over row: InodeRow) throws {
         let before = try transaction.record(of: row)
         guard before != record else { return }
         if before.content.value.body != record.content.value.body {
@@ -296,14 +313,14 @@ struct Application {
             throw ApplyConflict(
                 "directory \(id.rawValue) was removed elsewhere and has entries here")
         }
-        guard row.linkCount == 0, row.parent == nil else {
+        guard !row.isLinked else {
             throw ApplyConflict("inode \(id.rawValue) was removed elsewhere and is linked here")
         }
         try drop(row)
     }
 
     /// The row of an inode that lost its last link.
-    private mutating func drop(_ row: Inode) throws {
+    private mutating func drop(_ row: InodeRow) throws {
         if pinned.contains(row.ino) {
             effects.orphaned.insert(row.ino)
             return
@@ -315,7 +332,7 @@ struct Application {
         effects.removed.insert(row.ino)
     }
 
-    // MARK: - Inode numbers
+    // MARK: - InodeRow numbers
 
     /// The record's own number, unless another inode has it here: of the two the one with the later
     /// stamp gets a new one.
@@ -334,9 +351,9 @@ struct Application {
 
     /// The inode goes on under another number: an editor's save elsewhere, where a new file went on
     /// under the old one's id, or a renumbering.
-    private mutating func renumber(_ row: Inode, to record: Record) throws -> Inode {
+    private mutating func renumber(_ row: InodeRow, to record: Record) throws -> InodeRow {
         if let other = try transaction.inode(record.ino) {
-            guard other.linkCount == 0, other.parent == nil, !pinned.contains(other.ino) else {
+            guard !other.isLinked, !pinned.contains(other.ino) else {
                 return row
             }
             try drop(other)
@@ -362,7 +379,7 @@ struct Application {
         return new
     }
 
-    private mutating func move(_ row: Inode, to ino: InodeNumber) throws -> Inode {
+    private mutating func move(_ row: InodeRow, to ino: InodeNumber) throws -> InodeRow {
         try repoint(from: row.ino, to: ino)
         let connection = transaction.connection
         try connection.run("UPDATE inode SET ino = ? WHERE ino = ?", ino, row.ino)
@@ -429,7 +446,9 @@ struct Application {
         let cookie = try earlier?.cookie ?? transaction.cookie()
         try transaction.attach(parent, place.name, target.ino, link, cookie: cookie)
         if target.isDirectory { movedDirectories.insert(target.ino) }
-        effects.attributes.formUnion([parent, target.ino])
+        effects.attributes.insert(parent)
+        // Else it is new, or has been detached in this operation.
+        if target.isLinked { effects.attributes.insert(target.ino) }
         if let earlier {
             effects.entries[earlier.change].after = target.ino
         } else {

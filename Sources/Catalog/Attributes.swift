@@ -44,7 +44,7 @@ extension Transaction {
     /// Throws ENOENT.
     public func setAttributes(
         _ ino: InodeNumber, _ change: AttributeChange, now: Timestamp
-    ) throws(Errno) -> Inode {
+    ) throws(Errno) -> InodeRow {
         guard var inode = try inode(ino) else { throw .noSuchFileOrDirectory }
         let stampsNeeded =
             change.mode != nil || change.uid != nil || change.gid != nil || change.modified != nil
@@ -74,7 +74,7 @@ extension Transaction {
 
     /// Drops set-user-id, and set-group-id where the group may execute: what a write by anyone but
     /// root does. Returns nil when there was nothing to drop.
-    public func clearSetID(_ ino: InodeNumber, now: Timestamp) throws(Errno) -> Inode? {
+    public func clearSetID(_ ino: InodeNumber, now: Timestamp) throws(Errno) -> InodeRow? {
         guard let inode = try inode(ino) else { throw .noSuchFileOrDirectory }
         let mode = Self.withoutSetID(inode.mode)
         guard mode != inode.mode else { return nil }
@@ -94,13 +94,13 @@ extension Transaction {
     /// The modification time of a file that was written: with a stamp, like any content change.
     public func touchModified(
         _ ino: InodeNumber, _ modified: Timestamp, now: Timestamp
-    ) throws(Errno) -> Inode {
+    ) throws(Errno) -> InodeRow {
         try setAttributes(ino, AttributeChange(modified: modified), now: now)
     }
 
     /// Commits know nothing of what is linked nowhere.
-    private func changedRecord(_ inode: Inode) throws(Errno) {
-        if inode.linkCount > 0 { try markDirty(inode.id) }
+    private func changedRecord(_ inode: InodeRow) throws(Errno) {
+        if inode.isLinked { try markDirty(inode.id) }
     }
 
     // MARK: - Content
@@ -112,7 +112,7 @@ extension Transaction {
     /// Throws ENOENT, EINVAL (no regular file).
     public func setContent(
         _ ino: InodeNumber, _ content: Content, modified: Timestamp, now: Timestamp
-    ) throws(Errno) -> Inode {
+    ) throws(Errno) -> InodeRow {
         guard let before = try inode(ino) else { throw .noSuchFileOrDirectory }
         guard before.kind == .file else { throw .invalidArgument }
         var after = before
@@ -165,7 +165,7 @@ extension Transaction {
     public func setXattr(
         _ ino: InodeNumber, _ name: [UInt8], _ value: [UInt8], _ mode: XattrMode = .set,
         now: Timestamp
-    ) throws(Errno) -> Inode {
+    ) throws(Errno) -> InodeRow {
         guard var inode = try inode(ino) else { throw .noSuchFileOrDirectory }
         guard (1...Limits.xattrNameBytesMax).contains(name.count), !name.contains(0) else {
             throw .outOfRange
@@ -214,7 +214,7 @@ extension Transaction {
     /// Throws ENOENT, ENODATA.
     public func removeXattr(
         _ ino: InodeNumber, _ name: [UInt8], now: Timestamp
-    ) throws(Errno) -> Inode {
+    ) throws(Errno) -> InodeRow {
         guard var inode = try inode(ino) else { throw .noSuchFileOrDirectory }
         _ = try xattr(ino, name)
         try connection.run("DELETE FROM xattr WHERE ino = ? AND name = ?", ino, name)

@@ -73,6 +73,12 @@ extension Transaction {
         try setMeta(.settings, settings.encoded())
     }
 
+    /// Names a node for the volume; the next commit says so.
+    public func describe(_ node: NodeID, as description: NodeDescription) throws(Errno) {
+        try setNode(node, description)
+        try markDirty(.root)
+    }
+
     public func setHorizon(_ stamp: Stamp) throws(Errno) {
         let time = (0..<8).map { UInt8(truncatingIfNeeded: stamp.time >> (56 - 8 * $0)) }
         try setMeta(.horizon, time + stamp.node.bytes)
@@ -121,9 +127,9 @@ extension Transaction {
         }
     }
 
-    func giveFreshID(_ inode: Inode) throws(Errno) {
+    func giveFreshID(_ inode: InodeRow) throws(Errno) {
         let id = LineageID(rawValue: try nextIdentity())
         try connection.run("UPDATE inode SET id = ? WHERE ino = ?", id, inode.ino)
-        if inode.linkCount > 0 { try markDirty(id) }
+        if inode.isLinked { try markDirty(id) }
     }
 }

@@ -36,22 +36,22 @@ extension Reader {
 
 extension Transaction {
     /// A directory that new entries may go into. Throws ENOENT also when it has been removed.
-    func openDirectory(_ ino: InodeNumber) throws(Errno) -> Inode {
+    func openDirectory(_ ino: InodeNumber) throws(Errno) -> InodeRow {
         let directory = try directory(ino)
-        guard directory.linkCount > 0 else { throw .noSuchFileOrDirectory }
+        guard directory.isLinked else { throw .noSuchFileOrDirectory }
         return directory
     }
 
-    func newInode(_ ino: InodeNumber, _ new: NewInode, stamp: Stamp, now: Timestamp) -> Inode {
+    func newInode(_ ino: InodeNumber, _ new: NewInode, stamp: Stamp, now: Timestamp) -> InodeRow {
         let device = new.body.device
-        return Inode(
+        return InodeRow(
             ino: ino, id: LineageID(rawValue: ino.rawValue), kind: new.body.kind,
             mode: new.mode & 0o7777, owner: new.owner, major: device.major, minor: device.minor,
             linkCount: 0, size: new.body.size, accessed: now, modified: now, changed: now,
             contentStamp: stamp, modeStamp: stamp, ownerStamp: stamp, parent: nil)
     }
 
-    func insert(_ inode: Inode, _ new: NewInode) throws(Errno) {
+    func insert(_ inode: InodeRow, _ new: NewInode) throws(Errno) {
         try insert(inode)
         try writeBody(inode.ino, new.body)
         if let name = new.staging {
@@ -59,7 +59,7 @@ extension Transaction {
         }
     }
 
-    func insert(_ inode: Inode) throws(Errno) {
+    func insert(_ inode: InodeRow) throws(Errno) {
         try connection.run(
             "INSERT INTO inode VALUES(?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,NULL)",
             inode.ino, inode.id, Int(inode.kind.rawValue), inode.mode, inode.owner.uid,
@@ -73,7 +73,7 @@ extension Transaction {
     }
 
     /// Everything but `ino` and `tree`.
-    func update(_ inode: Inode) throws(Errno) {
+    func update(_ inode: InodeRow) throws(Errno) {
         try connection.run(
             """
             UPDATE inode SET id = ?, kind = ?, mode = ?, uid = ?, gid = ?, rdev = ?, nlink = ?,
@@ -94,7 +94,7 @@ extension Transaction {
     // MARK: - Entries: rows and dirty marks alone
 
     func insertEntry(
-        _ directory: Inode, _ name: FileName, _ target: InodeNumber, _ link: LinkID,
+        _ directory: InodeRow, _ name: FileName, _ target: InodeNumber, _ link: LinkID,
         _ stamp: Stamp, cookie: UInt64
     ) throws(Errno) {
         try writeEntry(directory.ino, name, target, link, stamp, cookie: cookie)
@@ -111,7 +111,7 @@ extension Transaction {
     }
 
     func replaceEntry(
-        _ directory: Inode, _ name: FileName, _ target: InodeNumber, _ link: LinkID,
+        _ directory: InodeRow, _ name: FileName, _ target: InodeNumber, _ link: LinkID,
         _ stamp: Stamp
     ) throws(Errno) {
         try rewriteEntry(directory.ino, name, target, link, stamp)
@@ -128,7 +128,7 @@ extension Transaction {
             """, target, link, stamp.time, try number(of: stamp.node), directory, name)
     }
 
-    func removeEntry(_ directory: Inode, _ name: FileName) throws(Errno) {
+    func removeEntry(_ directory: InodeRow, _ name: FileName) throws(Errno) {
         try deleteEntry(directory.ino, name)
         try markDirty(Place(directory: directory.id, name: name))
     }
@@ -141,7 +141,7 @@ extension Transaction {
 
     /// A directory's modification and change times, and how many subdirectories it gained.
     func entriesChanged(
-        _ directory: Inode, links: Int = 0, _ stamp: Stamp, _ now: Timestamp
+        _ directory: InodeRow, links: Int = 0, _ stamp: Stamp, _ now: Timestamp
     ) throws(Errno) {
         try connection.run(
             """
@@ -153,7 +153,7 @@ extension Transaction {
     }
 
     /// A new link count. A directory with none is linked nowhere.
-    func relink(_ before: Inode, to links: UInt32, _ now: Timestamp) throws(Errno) -> Inode {
+    func relink(_ before: InodeRow, to links: UInt32, _ now: Timestamp) throws(Errno) -> InodeRow {
         var after = before
         after.linkCount = links
         after.changed = now
@@ -167,8 +167,8 @@ extension Transaction {
 
     /// What a rename does to the inode renamed: its change time, a directory's `..`.
     func reparent(
-        _ before: Inode, _ parent: InodeNumber, _ now: Timestamp
-    ) throws(Errno) -> Inode {
+        _ before: InodeRow, _ parent: InodeNumber, _ now: Timestamp
+    ) throws(Errno) -> InodeRow {
         var after = before
         after.changed = now
         if before.isDirectory { after.parent = parent }
@@ -207,7 +207,7 @@ extension Transaction {
     }
 
     private func setLinks(
-        _ child: Inode, _ before: Inode, in directory: InodeNumber, subdirectories: Int
+        _ child: InodeRow, _ before: InodeRow, in directory: InodeNumber, subdirectories: Int
     ) throws(Errno) {
         try connection.run(
             "UPDATE inode SET nlink = ?, parent = ? WHERE ino = ?", child.linkCount, child.parent,

@@ -49,6 +49,10 @@ public struct HolderLogEntry: Hashable, Sendable {
     }
 }
 
+/// For modules that import another `HolderLogEntry` too: a module with a class of its own name
+/// cannot qualify.
+public typealias StoredLogEntry = HolderLogEntry
+
 /// A node as this one knows it.
 public struct NodeEntry: Hashable, Sendable {
     public var id: NodeID

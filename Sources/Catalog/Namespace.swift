@@ -5,9 +5,9 @@ public import Volume
 public struct RenameOutcome: Hashable, Sendable {
     /// What was renamed, after it; nil when source and target were links to one inode, and nothing
     /// happened.
-    public var moved: Inode?
+    public var moved: InodeRow?
     /// What the new name led to before: unlinked, or, by an exchange, now under the old name.
-    public var displaced: Inode?
+    public var displaced: InodeRow?
 }
 
 public enum RenameMode: Hashable, Sendable {
@@ -27,7 +27,7 @@ extension Transaction {
     /// Makes the top directory of a new volume.
     ///
     /// - Precondition: there is none.
-    public func createRoot(mode: UInt16, owner: Owner, now: Timestamp) throws(Errno) -> Inode {
+    public func createRoot(mode: UInt16, owner: Owner, now: Timestamp) throws(Errno) -> InodeRow {
         guard try inode(.root) == nil else { throw .fileExists }
         let stamp = try stamp()
         var root = newInode(
@@ -45,7 +45,7 @@ extension Transaction {
     /// Throws ENOENT (the directory is gone), ENOTDIR, EEXIST, ENAMETOOLONG (too deep).
     public func create(
         _ parent: InodeNumber, _ name: FileName, _ new: NewInode, now: Timestamp
-    ) throws(Errno) -> Inode {
+    ) throws(Errno) -> InodeRow {
         let directory = try openDirectory(parent)
         guard try target(of: name, in: parent) == nil else { throw .fileExists }
         var new = new
@@ -72,7 +72,7 @@ extension Transaction {
     /// O_TMPFILE: an inode that is linked nowhere, in the group that `create` would give it.
     public func createUnlinked(
         in parent: InodeNumber, _ new: NewInode, now: Timestamp
-    ) throws(Errno) -> Inode {
+    ) throws(Errno) -> InodeRow {
         let directory = try openDirectory(parent)
         guard new.body != .directory else { throw .isDirectory }
         var new = new
@@ -86,7 +86,7 @@ extension Transaction {
     /// Throws ENOENT, ENOTDIR, EEXIST, EPERM (a directory), EMLINK.
     public func link(
         _ ino: InodeNumber, _ parent: InodeNumber, _ name: FileName, now: Timestamp
-    ) throws(Errno) -> Inode {
+    ) throws(Errno) -> InodeRow {
         guard let before = try inode(ino) else { throw .noSuchFileOrDirectory }
         guard !before.isDirectory else { throw .notPermitted }
         let directory = try openDirectory(parent)
@@ -108,7 +108,7 @@ extension Transaction {
     /// Throws ENOENT, ENOTDIR, EISDIR.
     public func unlink(
         _ parent: InodeNumber, _ name: FileName, now: Timestamp
-    ) throws(Errno) -> Inode {
+    ) throws(Errno) -> InodeRow {
         let directory = try directory(parent)
         let before = try lookup(parent, name)
         guard !before.isDirectory else { throw .isDirectory }
@@ -122,7 +122,7 @@ extension Transaction {
     /// Throws ENOENT, ENOTDIR, ENOTEMPTY.
     public func rmdir(
         _ parent: InodeNumber, _ name: FileName, now: Timestamp
-    ) throws(Errno) -> Inode {
+    ) throws(Errno) -> InodeRow {
         let directory = try directory(parent)
         let before = try lookup(parent, name)
         guard before.isDirectory else { throw .notDirectory }
@@ -142,19 +142,17 @@ extension Transaction {
     @discardableResult
     public func reap(_ ino: InodeNumber) throws(Errno) -> Bool {
         guard let inode = try inode(ino) else { return false }
+        guard !inode.isLinked else { return false }
         if inode.isDirectory {
-            guard inode.parent == nil else { return false }
             for entry in try list(ino, after: 0, limit: .max) {
                 try detach(ino, entry.name, entry.target.ino)
             }
-        } else {
-            guard inode.linkCount == 0 else { return false }
         }
         try delete(inode)
         return true
     }
 
-    func delete(_ inode: Inode) throws(Errno) {
+    func delete(_ inode: InodeRow) throws(Errno) {
         try connection.run("DELETE FROM inode WHERE ino = ?", inode.ino)
         if inode.kind == .file || inode.kind == .symlink { try deleteBody(inode.ino) }
         try connection.run("DELETE FROM xattr WHERE ino = ?", inode.ino)
@@ -195,7 +193,7 @@ extension Transaction {
 
     /// A directory may not come below itself, nor anything in it deeper than commits allow.
     private func checkDescent(
-        of moved: Inode, into newParent: InodeNumber, from oldParent: InodeNumber
+        of moved: InodeRow, into newParent: InodeNumber, from oldParent: InodeNumber
     ) throws(Errno) {
         let above = try ancestors(of: newParent)
         guard !above.contains(moved.ino) else { throw .invalidArgument }
@@ -220,15 +218,16 @@ extension Transaction {
     }
 
     private struct Move {
-        let from: Inode
-        let to: Inode
+        let from: InodeRow
+        let to: InodeRow
         let oldName: FileName
         let newName: FileName
         let source: Entry
         var isWithinOneDirectory: Bool { from.ino == to.ino }
     }
 
-    private func move(_ move: Move, _ inode: Inode, _ now: Timestamp) throws(Errno) -> RenameOutcome
+    private func move(_ move: Move, _ inode: InodeRow, _ now: Timestamp) throws(Errno)
+        -> RenameOutcome
     {
         let stamp = try stamp()
         // Within one directory the entry keeps its offset, so that a listing under way shows the
@@ -244,7 +243,7 @@ extension Transaction {
     }
 
     private func replace(
-        _ move: Move, _ inode: Inode, _ existing: Entry, _ displaced: Inode, _ now: Timestamp
+        _ move: Move, _ inode: InodeRow, _ existing: Entry, _ displaced: InodeRow, _ now: Timestamp
     ) throws(Errno) -> RenameOutcome {
         if inode.isDirectory {
             guard displaced.isDirectory else { throw .notDirectory }
@@ -269,7 +268,7 @@ extension Transaction {
     }
 
     private func exchange(
-        _ move: Move, _ inode: Inode, _ existing: Entry, _ displaced: Inode, _ now: Timestamp
+        _ move: Move, _ inode: InodeRow, _ existing: Entry, _ displaced: InodeRow, _ now: Timestamp
     ) throws(Errno) -> RenameOutcome {
         if displaced.isDirectory {
             try checkDescent(of: displaced, into: move.from.ino, from: move.to.ino)

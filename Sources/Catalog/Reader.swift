@@ -23,11 +23,11 @@ public class Reader {
         return id
     }
 
-    func decodeInode(_ row: Statement, from first: Int32 = 0) throws(Errno) -> Inode {
-        guard let kind = Inode.Kind(rawValue: UInt8(truncatingIfNeeded: row.int64(first + 2)))
+    func decodeInode(_ row: Statement, from first: Int32 = 0) throws(Errno) -> InodeRow {
+        guard let kind = InodeRow.Kind(rawValue: UInt8(truncatingIfNeeded: row.int64(first + 2)))
         else { throw .ioError }
         let device = row.uint64(first + 6)
-        return Inode(
+        return InodeRow(
             ino: InodeNumber(rawValue: row.uint64(first)),
             id: LineageID(rawValue: row.uint64(first + 1)),
             kind: kind,
@@ -48,14 +48,14 @@ public class Reader {
 
     // MARK: - Namespace
 
-    public func inode(_ ino: InodeNumber) throws(Errno) -> Inode? {
+    public func inode(_ ino: InodeNumber) throws(Errno) -> InodeRow? {
         try connection.first("SELECT * FROM inode WHERE ino = ?", ino) { row throws(Errno) in
             try decodeInode(row)
         }
     }
 
     /// Also finds inodes that are linked nowhere.
-    public func inode(id: LineageID) throws(Errno) -> Inode? {
+    public func inode(id: LineageID) throws(Errno) -> InodeRow? {
         if let inode = try inode(InodeNumber(rawValue: id.rawValue)), inode.id == id {
             return inode
         }
@@ -65,19 +65,19 @@ public class Reader {
     }
 
     /// The directory itself, for operations inside it. Throws ENOENT, ENOTDIR.
-    func directory(_ ino: InodeNumber) throws(Errno) -> Inode {
+    func directory(_ ino: InodeNumber) throws(Errno) -> InodeRow {
         guard let inode = try inode(ino) else { throw .noSuchFileOrDirectory }
         guard inode.isDirectory else { throw .notDirectory }
         return inode
     }
 
     /// Throws ENOENT.
-    public func lookup(_ parent: InodeNumber, _ name: FileName) throws(Errno) -> Inode {
+    public func lookup(_ parent: InodeNumber, _ name: FileName) throws(Errno) -> InodeRow {
         guard let inode = try child(parent, name) else { throw .noSuchFileOrDirectory }
         return inode
     }
 
-    func child(_ parent: InodeNumber, _ name: FileName) throws(Errno) -> Inode? {
+    func child(_ parent: InodeNumber, _ name: FileName) throws(Errno) -> InodeRow? {
         try connection.first(
             """
             SELECT i.* FROM dentry d JOIN inode i ON i.ino = d.ino
@@ -91,7 +91,7 @@ public class Reader {
     /// at 16: lower offsets are the caller's.
     public func list(
         _ directory: InodeNumber, after cookie: UInt64, limit: Int
-    ) throws(Errno) -> [DirectoryEntry<(ino: InodeNumber, kind: Inode.Kind)>] {
+    ) throws(Errno) -> [DirectoryEntry<(ino: InodeNumber, kind: InodeRow.Kind)>] {
         try connection.all(
             """
             SELECT d.cookie, d.name, d.ino, i.kind FROM dentry d JOIN inode i ON i.ino = d.ino
@@ -99,7 +99,7 @@ public class Reader {
             """, directory, cookie, limit
         ) { row throws(Errno) in
             guard let name = FileName(row.bytes(1)),
-                let kind = Inode.Kind(rawValue: UInt8(truncatingIfNeeded: row.int64(3)))
+                let kind = InodeRow.Kind(rawValue: UInt8(truncatingIfNeeded: row.int64(3)))
             else { throw .ioError }
             return DirectoryEntry(
                 cookie: row.uint64(0), name: name,
@@ -110,7 +110,7 @@ public class Reader {
     /// As `list`, with everything that attributes need.
     public func listInodes(
         _ directory: InodeNumber, after cookie: UInt64, limit: Int
-    ) throws(Errno) -> [DirectoryEntry<Inode>] {
+    ) throws(Errno) -> [DirectoryEntry<InodeRow>] {
         try connection.all(
             """
             SELECT d.cookie, d.name, i.* FROM dentry d JOIN inode i ON i.ino = d.ino
@@ -205,7 +205,7 @@ public class Reader {
         return extents.isEmpty ? .inline(try data(of: ino)) : .extents(extents)
     }
 
-    func body(of inode: Inode) throws(Errno) -> Body {
+    func body(of inode: InodeRow) throws(Errno) -> Body {
         switch inode.kind {
         case .file: .file(try content(of: inode.ino))
         case .directory: .directory
@@ -301,11 +301,11 @@ public class Reader {
 
     /// A record as commits have it; nil for what is linked nowhere.
     public func volumeRecord(_ id: LineageID) throws(Errno) -> Record? {
-        guard let inode = try inode(id: id), inode.linkCount > 0 else { return nil }
+        guard let inode = try inode(id: id), inode.isLinked else { return nil }
         return try record(of: inode)
     }
 
-    func record(of inode: Inode) throws(Errno) -> Record {
+    func record(of inode: InodeRow) throws(Errno) -> Record {
         Record(
             id: inode.id, ino: inode.ino,
             content: Stamped(

@@ -34,7 +34,7 @@ enum Schema {
         CREATE TABLE inode(
             ino INTEGER PRIMARY KEY,
             id INTEGER NOT NULL,
-            kind INTEGER NOT NULL,            -- Inode.Kind
+            kind INTEGER NOT NULL,            -- InodeRow.Kind
             mode INTEGER NOT NULL,            -- permission bits
             uid INTEGER NOT NULL,
             gid INTEGER NOT NULL,

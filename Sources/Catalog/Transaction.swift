@@ -179,7 +179,7 @@ public final class Transaction: Reader {
         try connection.first(
             """
             SELECT count(*), sum(kind = 1), sum(CASE kind WHEN 1 THEN size ELSE 0 END)
-            FROM inode WHERE nlink > 0
+            FROM inode WHERE CASE kind WHEN 2 THEN parent IS NOT NULL ELSE nlink > 0 END
             """
         ) { row in Counts(inodes: row.uint64(0), files: row.uint64(1), bytes: row.uint64(2)) }
             ?? Counts()
@@ -188,15 +188,15 @@ public final class Transaction: Reader {
     func recount() throws(Errno) { volatile.counts = try countAll() }
 
     /// Follows an inode's change from one linked state to the other.
-    func count(_ before: Inode?, _ after: Inode?) {
-        if let before, before.linkCount > 0 {
+    func count(_ before: InodeRow?, _ after: InodeRow?) {
+        if let before, before.isLinked {
             volatile.counts.inodes -= 1
             if before.kind == .file {
                 volatile.counts.files -= 1
                 volatile.counts.bytes -= before.size
             }
         }
-        if let after, after.linkCount > 0 {
+        if let after, after.isLinked {
             volatile.counts.inodes += 1
             if after.kind == .file {
                 volatile.counts.files += 1
@@ -232,7 +232,7 @@ public final class Transaction: Reader {
     }
 }
 
-/// Inode numbers of one prefix: sequential, so that inserts stay local in the table.
+/// InodeRow numbers of one prefix: sequential, so that inserts stay local in the table.
 struct IdentitySequence {
     static let prefixBits: UInt64 = 38
     static let counterBits: UInt64 = 24

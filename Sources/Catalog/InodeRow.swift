@@ -1,7 +1,7 @@
 public import Volume
 
-/// A row of the namespace: what a directory entry leads to.
-public struct Inode: Hashable, Sendable {
+/// A row of the namespace: what a directory entry leads to. (swift-system has the name `Inode`.)
+public struct InodeRow: Hashable, Sendable {
     public enum Kind: UInt8, Sendable {
         case file = 1
         case directory, symlink, fifo, socket, characterDevice, blockDevice
@@ -32,6 +32,10 @@ public struct Inode: Hashable, Sendable {
 
     public var isDirectory: Bool { kind == .directory }
 
+    /// Whether an entry leads here. While a commit is applied a directory may be linked nowhere and
+    /// yet have subdirectories, and so a link count.
+    public var isLinked: Bool { isDirectory ? parent != nil : linkCount > 0 }
+
     /// With the file type, as `stat` shows it.
     public var fullMode: UInt32 {
         let type: UInt32 =
@@ -48,11 +52,11 @@ public struct Inode: Hashable, Sendable {
     }
 }
 
-/// For modules that import another `Inode` too: a module with a class of its own name cannot qualify.
-public typealias CatalogInode = Inode
+/// For modules that import another `InodeRow` too: a module with a class of its own name cannot qualify.
+public typealias CatalogInode = InodeRow
 
 extension Body {
-    var kind: Inode.Kind {
+    var kind: InodeRow.Kind {
         switch self {
         case .file: .file
         case .directory: .directory
@@ -140,6 +144,12 @@ public struct Counts: Hashable, Sendable {
     public var files: UInt64 = 0
     /// Sum of the regular files' published sizes; a file with two names counts once.
     public var bytes: UInt64 = 0
+
+    public init(inodes: UInt64 = 0, files: UInt64 = 0, bytes: UInt64 = 0) {
+        self.inodes = inodes
+        self.files = files
+        self.bytes = bytes
+    }
 }
 
 extension Timestamp {

@@ -1,0 +1,108 @@
+import Catalog
+import Foundation
+import Glibc
+import Synchronization
+import SystemPackage
+import Testing
+import Volume
+
+/// On a small tmpfs of their own; mounting needs root.
+@Suite(.enabled(if: geteuid() == 0), .serialized)
+struct DiskFullTests {
+    private func run(_ command: String, _ arguments: String...) throws {
+        let process = Process()
+        process.executableURL = URL(fileURLWithPath: command)
+        process.arguments = arguments
+        try process.run()
+        process.waitUntilExit()
+        try #require(process.terminationStatus == 0)
+    }
+
+    private func withSmallDisk(_ body: (String) throws -> Void) throws {
+        try withDirectory { directory in
+            try run("/bin/mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", directory)
+            defer { try? run("/bin/umount", "-l", directory) }
+            try body(directory)
+        }
+    }
+
+    /// Leaves nothing.
+    private func fill(_ path: String) throws {
+        let file = try FileDescriptor.open(
+            path, .writeOnly, options: [.create, .truncate], permissions: .ownerReadWrite)
+        defer { try? file.close() }
+        let block = Array(repeating: UInt8(1), count: 4096)
+        while (try? file.writeAll(block)) != nil {}
+    }
+
+    private func makeReserve(_ path: String) throws {
+        let file = try FileDescriptor.open(
+            path, .writeOnly, options: .create, permissions: .ownerReadWrite)
+        try file.writeAll(Array(repeating: 1, count: 2 << 20))
+        try file.close()
+    }
+
+    @Test func aFullDiskLosesNothingThatWasAnswered() throws {
+        try withSmallDisk { disk in
+            try makeReserve(disk + "/reserve")
+            let failures = Mutex(0)
+            var options = options()
+            options.commitInterval = .seconds(3600)
+            options.releaseReserve = { unlink(disk + "/reserve") }
+            options.onFailure = { failures.withLock { $0 += 1 } }
+            let catalog = try openCatalog(disk, options)
+            defer { catalog.close() }
+            try makeRoot(catalog)
+            try catalog.flush()
+            try fill(disk + "/fill")
+            let extents = try [extent(1), extent(2)]
+            for index in 0..<100 {
+                let made = try catalog.make("f\(index)")
+                _ = try catalog.perform {
+                    try $0.setContent(
+                        made.ino, .extents(extents), modified: time(3), now: time(3))
+                }
+                #expect(throws: Errno.fileExists) { try catalog.make("f\(index)") }
+            }
+            let before = try catalog.read { try $0.listInodes(.root, after: 0, limit: .max) }
+            try catalog.flush()
+            #expect(!FileManager.default.fileExists(atPath: disk + "/reserve"))
+            let after = try catalog.read { try $0.listInodes(.root, after: 0, limit: .max) }
+            #expect(before.map(\.target) == after.map(\.target))
+            #expect(before.map(\.cookie) == after.map(\.cookie))
+            _ = try dump(catalog)
+
+            // Now there is no reserve left.
+            try fill(disk + "/more")
+            for index in 0..<100 { try catalog.make("g\(index)") }
+            #expect(throws: Errno.ioError) { try catalog.flush() }
+            #expect(catalog.hasFailed)
+            try eventually { failures.withLock { $0 } == 1 }
+            #expect(throws: Errno.readOnlyFileSystem) { try catalog.make("h") }
+            #expect(throws: Errno.ioError) { try catalog.flush() }
+            // Reads go on, with what is durable.
+            #expect(try catalog.names().count == 100)
+        }
+    }
+
+    @Test func theCatalogOpensAgainAfterItFailed() throws {
+        try withSmallDisk { disk in
+            var options = options()
+            options.commitInterval = .seconds(3600)
+            let catalog = try openCatalog(disk, options)
+            try makeRoot(catalog)
+            try catalog.make("kept")
+            try catalog.flush()
+            try fill(disk + "/fill")
+            for index in 0..<100 { try catalog.make("f\(index)") }
+            #expect(throws: Errno.ioError) { try catalog.flush() }
+            catalog.close()
+            unlink(disk + "/fill")
+            let again = try openCatalog(disk, options)
+            defer { again.close() }
+            #expect(try again.names() == ["kept"])
+            try again.make("more")
+            try again.flush()
+        }
+    }
+}
