@@ -89,6 +89,10 @@ public final class Discovery: Sendable {
     ///
     /// - Precondition: not started before.
     public func start() {
+        guard shared.stopDescriptor >= 0 else {
+            shared.send(.unavailable("no descriptor for mDNS"))
+            return
+        }
         let start = Unmanaged.passRetained(Start(configuration: configuration, shared: shared))
         let error = thread.withLock { thread in
             precondition(thread == nil, "started twice")
@@ -157,16 +161,15 @@ final class DiscoveryState: Sendable {
     private let onEvent: @Sendable (DiscoveryEvent) -> Void
     private let known = Mutex<[String: Advertisement]>([:])
     private let stopping = Atomic(false)
-    /// Readable once the thread has to end.
+    /// Readable once the thread has to end; -1 when the process had no descriptor left.
     let stopDescriptor: CInt
 
     init(onEvent: @escaping @Sendable (DiscoveryEvent) -> Void) {
         self.onEvent = onEvent
         stopDescriptor = eventfd(0, CInt(EFD_CLOEXEC | EFD_NONBLOCK))
-        precondition(stopDescriptor >= 0, "no descriptor for the discovery thread")
     }
 
-    deinit { close(stopDescriptor) }
+    deinit { if stopDescriptor >= 0 { close(stopDescriptor) } }
 
     var advertisements: [Advertisement] { known.withLock { Array($0.values) } }
 

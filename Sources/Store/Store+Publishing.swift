@@ -68,6 +68,12 @@ extension Store {
                 prepared.append(.success(try prepare(publication, syncsWholeDisk)))
             } catch { prepared.append(.failure(error)) }
         }
+        // What is still in `tmp/` at the end, whatever the reason, is of no use to anybody.
+        defer {
+            for case .success(let item) in prepared {
+                if let layer = item.layer { _ = try? temporaries.remove(layer) }
+            }
+        }
         if syncsWholeDisk { try system("syncfs") { cstore_syncfs(root.raw) } }
         var touched: Set<UInt8> = []
         var outcomes: [Result<PublishOutcome, StoreError>] = []

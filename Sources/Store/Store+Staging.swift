@@ -62,7 +62,16 @@ extension Store {
     public func openStaging(
         _ name: StagingName, _ access: StagingAccess
     ) throws(StoreError) -> FileDescriptor {
-        try staging.open(name.description, access.flags).release()
+        do throws(StoreError) {
+            return try staging.open(name.description, access.flags).release()
+        } catch {
+            // Publishing makes a file read-only just before its rename, and detaching makes it
+            // writable just after: what ended in between is still a staging file.
+            guard error.errno == .permissionDenied, access == .readWrite else { throw error }
+            let file = try staging.open(name.description, O_RDONLY)
+            try system("chmod staging/\(name)") { cstore_fchmod(file.raw, 0o600) }
+            return try staging.open(name.description, access.flags).release()
+        }
     }
 
     /// The bytes written so far and the file's name are durable. The corresponding C function is

@@ -125,8 +125,16 @@ func spawn(_ command: [String], output: String? = nil) throws -> pid_t {
         posix_spawn_file_actions_addopen(&actions, 1, output, O_WRONLY | O_CREAT | O_TRUNC, 0o600)
         posix_spawn_file_actions_adddup2(&actions, 1, 2)
     }
+    // Threads of the cooperative pool block most signals, and children inherit that.
+    var attributes = posix_spawnattr_t()
+    posix_spawnattr_init(&attributes)
+    defer { posix_spawnattr_destroy(&attributes) }
+    var none = sigset_t()
+    sigemptyset(&none)
+    posix_spawnattr_setsigmask(&attributes, &none)
+    posix_spawnattr_setflags(&attributes, Int16(POSIX_SPAWN_SETSIGMASK))
     var pid = pid_t()
-    guard posix_spawnp(&pid, command[0], &actions, nil, arguments, environ) == 0 else {
+    guard posix_spawnp(&pid, command[0], &actions, &attributes, arguments, environ) == 0 else {
         throw TestNetwork.Failure(command: command.joined(separator: " "))
     }
     return pid

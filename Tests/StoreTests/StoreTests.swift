@@ -77,6 +77,15 @@ import Volume
         #expect(try store.listStaging() == [])
     }
 
+    @Test func aStagingFileLeftReadOnlyOpensForWriting() throws {
+        let disk = try TestDisk(.plain)
+        let store = try disk.store()
+        try store.stage(StagingName(1, 1), pattern(10))
+        chmod("\(disk.root)/staging/1.1", 0o400)
+        // As root the mode stops nobody; either way the file opens.
+        try store.openStaging(StagingName(1, 1), .readWrite).close()
+    }
+
     @Test func writersAreSeenUntilTheLastDescriptorAndMappingIsGone() throws {
         let disk = try TestDisk(.plain)
         let store = try disk.store()
