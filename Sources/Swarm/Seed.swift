@@ -12,6 +12,7 @@ final class Seed: LoadedTorrent {
     private struct State {
         var phase = Phase.loading
         var isUnloading = false
+        var failure: SwarmError?
         var status = TransferStatus()
         var traffic = Traffic()
         var hashFailures = 0
@@ -60,6 +61,7 @@ final class Seed: LoadedTorrent {
     func untilServing() async throws {
         try await withCheckedThrowingContinuation { continuation in
             let outcome: Result<Void, any Error>? = state.withLock {
+                if let failure = $0.failure { return .failure(failure) }
                 switch $0.phase {
                 case .loading:
                     $0.loaders.append(continuation)
@@ -107,9 +109,22 @@ final class Seed: LoadedTorrent {
             close(.cancelled)
         case .status(let status): state.withLock { $0.status = status }
         case .hashFailed: state.withLock { $0.hashFailures += 1 }
-        case .added, .piece, .flushed, .fileFailed, .failed: break
+        case .fileFailed(let code, let message): fail(.file(errno: code, message: message))
+        case .failed(let message): fail(.torrent(message))
+        case .added, .piece, .flushed: break
         }
     }
+
+    private func fail(_ error: SwarmError) {
+        let loaders = state.withLock { state in
+            state.failure = error
+            defer { state.loaders = [] }
+            return state.loaders
+        }
+        for loader in loaders { loader.resume(throwing: error) }
+    }
+
+    var isBroken: Bool { state.withLock { $0.failure != nil } }
 
     func tick(_ now: ContinuousClock.Instant) { noteTraffic() }
 

@@ -261,6 +261,10 @@ public final class Swarm: Sendable {
             default: break
             }
             torrent.handle(event)
+            // libtorrent has paused a seed whose file it cannot read; loaded, it would only lie.
+            if let seed = torrent as? Seed, seed.isBroken, seed.extent != Self.idleExtent {
+                state.withLock { retire(seed, &$0) }
+            }
         } lost: {
             isIncomplete = true
         }

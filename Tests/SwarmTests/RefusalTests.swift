@@ -47,6 +47,34 @@ struct RefusalTests {
         }
     }
 
+    @Test("A seed whose file cannot be read is unloaded, so that the next load is an honest one")
+    func missingFile() async throws {
+        try await withPeers(2, .tls) { peers in
+            let sample = Sample(count: 200_000, seed: 27)
+            try await peers[0].swarm.seed(
+                sample.extent, path: peers[0].scratch.file("object"), layer: sample.layer,
+                lease: .seconds(60))
+            let download = try peers[1].fetch(sample, from: [peers[0]])
+            download.fetchAll()
+            try await eventually { peers[0].swarm.statistics.torrents.isEmpty }
+            try await peers[0].seed(sample)
+            try await download.finish(timeoutWithoutProgress: .seconds(20))
+            #expect(try pread(download.path, 0..<sample.bytes.count) == sample.bytes)
+        }
+    }
+
+    @Test("A certificate that cannot be used is an error of the load")
+    func badCertificate() async throws {
+        let authority = try Authority.volume.get()
+        let peer = try Peer(
+            .tls(caPEM: authority.caPEM, certificatePEM: "no certificate", keyPEM: "no key"))
+        try await withPeers([peer]) { peers in
+            await #expect(throws: SwarmError.self) {
+                try await peers[0].seed(Sample(count: 20000, seed: 28))
+            }
+        }
+    }
+
     @Test("A peer with another volume's certificate gets nothing, as dialler or as source")
     func foreignCertificate() async throws {
         let authority = try Authority.volume.get()
