@@ -42,7 +42,9 @@ import Volume
         try store.stage(StagingName(1, 1), bytes)
         let (result, _) = try store.publishAll(StagingName(1, 1))
         let root = result.extents[0].extent.root
-        truncate("\(disk.root)/objects/\(Hex.encode([root.bytes[0]]))/\(root)", 1000)
+        let path = "\(disk.root)/objects/\(Hex.encode([root.bytes[0]]))/\(root)"
+        chmod(path, 0o600)
+        truncate(path, 1000)
         try store.stage(StagingName(1, 2), bytes)
         #expect(try store.publishAll(StagingName(1, 2)).1 == .renamed)
         #expect(try store.objectBytes(root) == bytes)
