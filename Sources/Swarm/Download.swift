@@ -154,7 +154,7 @@ public final class Download: LoadedTorrent {
     /// Fetches what is missing, then unloads: afterwards every byte is in the file and nothing
     /// writes to it any more. The caller still has to fsync and to publish it.
     ///
-    /// - Throws: `noProgress`, `noSpace`, …; the download then goes on existing and can be resumed.
+    /// - Throws: `noProgress`, `noSpace`, …; the download then stays and can be resumed.
     public func finish(timeoutWithoutProgress: Duration = .seconds(600)) async throws {
         fetchAll()
         try await wait(for: 0..<extent.length, timeoutWithoutProgress: timeoutWithoutProgress)

@@ -151,7 +151,7 @@ ctorrent_result ctorrent_pieces(ctorrent_session *session, uint64_t token, uint8
 ctorrent_result ctorrent_traffic(ctorrent_session *session, uint64_t token,
                                  int64_t *downloaded_bytes, int64_t *uploaded_bytes);
 
-/// SHA-256 of each of `count` consecutive inputs of `stride` bytes; `digests` takes 32 * count bytes.
+/// SHA-256 of each of `count` inputs of `stride` bytes in a row; `digests` takes 32 * count bytes.
 ctorrent_result ctorrent_sha256(const uint8_t *inputs, size_t stride, size_t count,
                                 uint8_t *digests);
 
