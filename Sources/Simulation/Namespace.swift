@@ -14,7 +14,7 @@ public struct Namespace: Sendable {
         }
     }
 
-    public private(set) var records: [LineageID: Record]
+    public internal(set) var records: [LineageID: Record]
     public private(set) var entries: [LinkID: Entry]
     /// What differs from the last commit.
     public private(set) var dirtyPlaces: Set<Place> = []
@@ -169,14 +169,14 @@ public struct Namespace: Sendable {
         dirtyRecords.insert(record.id)
     }
 
-    private mutating func enter(_ entry: Entry) {
+    mutating func enter(_ entry: Entry) {
         entries[entry.link.id] = entry
         names[entry.place.directory, default: [:]][entry.place.name] = entry.link.id
         linksByTarget[entry.link.target, default: []].insert(entry.link.id)
         dirtyPlaces.insert(entry.place)
     }
 
-    private mutating func leave(_ id: LinkID) {
+    mutating func leave(_ id: LinkID) {
         guard let entry = entries.removeValue(forKey: id) else { return }
         names[entry.place.directory]?[entry.place.name] = nil
         linksByTarget[entry.link.target]?.remove(id)
