@@ -68,7 +68,7 @@ let adapters: [Target] = [
 ]
 
 let composition: [Target] = [
-    library("Mount", ["Volume", "FUSE", "Catalog", "Store", "Swarm", system, logging]),
+    library("Mount", ["Volume", "FUSE", "Catalog", "Store", system, logging]),
     library(
         "Node",
         [

@@ -62,6 +62,9 @@ public final class Publisher: Sendable {
             ino: ino, number: stagingNumber.wrappingAdd(1, ordering: .relaxed).newValue)
     }
 
+    /// Inodes that the kernel or a descriptor holds.
+    public var heldInodes: Set<InodeNumber> { vnodes.held }
+
     // MARK: Queue
 
     /// Closed files that are not published yet.
@@ -156,7 +159,7 @@ public final class Publisher: Sendable {
     }
 
     /// Nothing holds the inode any more: if it has no name left, it goes.
-    func reap(_ ino: InodeNumber) {
+    public func reap(_ ino: InodeNumber) {
         do {
             let staging = try catalog.perform { tx -> String? in
                 guard let inode = try tx.inode(ino), inode.linkCount == 0 else { return nil }

@@ -198,7 +198,8 @@ extension Volume.Timestamp {
         self.init(seconds: Int64(time.tv_sec), nanoseconds: UInt32(time.tv_nsec))
     }
 
-    static var now: Self {
+    /// The wall clock's.
+    public static var now: Self {
         var time = timespec()
         clock_gettime(CLOCK_REALTIME, &time)
         return Self(time)

@@ -1,5 +1,6 @@
 import Catalog
 import Glibc
+import Logging
 import Mesh
 import Mount
 import Store

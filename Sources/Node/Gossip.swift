@@ -1,8 +1,10 @@
 import Catalog
 import FoundationEssentials
+import Glibc
 import History
 import Logging
 import Mesh
+import Mount
 import Synchronization
 import SystemPackage
 import Volume
@@ -19,17 +21,15 @@ final class Gossip: Sendable {
     private let mesh: Mesh
     private let timeline: Timeline
     private let history: History
-    private let directory: FilePath
     private let logger: Logger
     private let pulling = Mutex<Set<ObjectID>>([])
     /// Heads that were refused, with the reason, so that they are fetched once; the newest 1,024.
     private let refused = Mutex<[ObjectID: String]>([:])
 
-    init(mesh: Mesh, timeline: Timeline, directory: FilePath, logger: Logger) {
+    init(mesh: Mesh, timeline: Timeline, logger: Logger) {
         self.mesh = mesh
         self.timeline = timeline
         self.history = timeline.history
-        self.directory = directory
         self.logger = logger
     }
 
@@ -64,12 +64,19 @@ final class Gossip: Sendable {
         }
     }
 
+    private func fetch(_ head: ObjectID, from node: NodeID) async throws {
+        try await Self.fetch(
+            head, from: node, have: knownHeads(), through: mesh, into: history)
+    }
+
     /// Fetches what leads to a head, validates it, and makes it durable.
-    func fetch(_ head: ObjectID, from node: NodeID) async throws {
-        let have = try knownHeads()
+    static func fetch(
+        _ head: ObjectID, from node: NodeID, have: [ObjectID], through mesh: Mesh,
+        into history: History
+    ) async throws {
         let body = try JSONEncoder().encode(
             PeerMessage.Pack(want: [head.description], have: have.map(\.description)))
-        let path = directory.appending("pack-\(head)")
+        let path = history.path.removingLastComponent().appending("tmp/pack-\(head)")
         let file = try FileDescriptor.open(
             path, .readWrite, options: [.create, .truncate, .closeOnExec],
             permissions: .ownerReadWrite)
@@ -79,11 +86,11 @@ final class Gossip: Sendable {
         }
         _ = try await mesh.download(
             node, path: "/v1/pack", body: Array(body), to: file.rawValue,
-            timeout: .seconds(60), replyBytesMax: Self.packBytesMax
+            timeout: .seconds(60), replyBytesMax: packBytesMax
         ).successful()
-        try await Blocking.run { [history] in
+        try await Blocking.run {
             _ = try history.receive(packs: [path], heads: [head]) { commit, intake in
-                try Self.validate(commit, intake)
+                try validate(commit, intake)
             }
             try history.setReference("refs/peers/\(node)", to: head)
         }
@@ -111,7 +118,7 @@ final class Gossip: Sendable {
             return .refusal(404, "This node does not have that commit.")
         }
         let name = "out-\(UInt64.random(in: .min ... .max))"
-        let path = directory.appending(name)
+        let path = history.path.removingLastComponent().appending("tmp/\(name)")
         return try await Blocking.run { [history] in
             defer { unlink(path.string) }
             let size = try history.pack(wanted: want, have: have, into: path)

@@ -51,10 +51,18 @@ enum PeerMessage {
         var answer: Answer
     }
 
-    /// `POST /v1/holders`: the sender's log from entry `after` on.
+    /// `POST /v1/holders`: a node's log from behind entry `after`.
     struct Holders: Codable {
+        var node: String
         var epoch: UInt64
         var after: UInt64
+    }
+
+    /// Entries up to one that the log's node has signed.
+    struct HoldersReply: Codable {
+        var entries: [[UInt8]]
+        var publicKey: [UInt8]
+        var signature: [UInt8]
     }
 
     /// A JSON header in one line, then a payload.

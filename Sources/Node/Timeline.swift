@@ -176,7 +176,7 @@ final class Timeline: Sendable {
                 }
                 if let work { return work }
                 let wait = due.map { Double($0 - now) / 1000 } ?? 3600
-                condition.wait(until: Date(timeIntervalSinceNow: wait))
+                _ = condition.wait(until: Date(timeIntervalSinceNow: wait))
             }
         }
     }
@@ -203,17 +203,17 @@ final class Timeline: Sendable {
     }
 
     private func write(
-        _ live: some Reader & LiveState
+        _ live: Snapshot
     ) throws -> (Commit, CommitOutcome, UInt64)? {
-        let dirty = try live.dirty()
-        guard !dirty.isEmpty, let settings = try live.settings() else { return nil }
+        let state = try live.dirtyState()
+        guard !state.isEmpty, let settings = try live.settings() else { return nil }
         let parent = try live.applied()
         let base = try parent.map { try history.graph.tree(of: $0) }
         let nodes = try live.nodeDescriptions()
         return try history.write { batch in
             var sink = batch
             let outcome = try commitTree(
-                onto: base, dirty: dirty.set, live: live, settings: settings, nodes: nodes,
+                onto: base, dirty: state.dirty, live: live, settings: settings, nodes: nodes,
                 horizon: try live.horizon(), source: history, sink: &sink)
             let commit = try Commit(
                 tree: outcome.root, parents: parent.map { [$0] } ?? [],
@@ -222,7 +222,7 @@ final class Timeline: Sendable {
                     .change(node), outcome.newestStamp, parent.map { [$0] } ?? []))
             _ = try sink.write(commit: commit)
             batch = sink
-            return (commit, outcome, dirty.version)
+            return (commit, outcome, state.version)
         }
     }
 

@@ -1,4 +1,5 @@
-import FoundationEssentials
+import Foundation
+import Glibc
 import SystemPackage
 import Volume
 

@@ -1,0 +1,215 @@
+import Catalog
+import FoundationEssentials
+import Logging
+import Mesh
+import Mount
+import Synchronization
+import Volume
+
+/// Who holds what: this node's own signed log, and those of all others, also second-hand.
+///
+/// Logs choose candidates and count copies; what may be dropped is decided by asking the holders.
+final class HolderLogs: Sendable {
+    /// Entries in one answer.
+    static let batchEntriesMax = 4096
+    /// Logs that are being fetched at a time.
+    static let pullsMax = 8
+
+    private let catalog: Catalog
+    private let identity: NodeIdentity
+    private let logger: Logger
+    private let pulling = Mutex<Set<NodeID>>([])
+    /// One append at a time: each entry's hash covers the one before.
+    private let position: Mutex<HolderLogPosition>
+    private let heads = Mutex<[NodeID: HolderLogHead]>([:])
+
+    /// Opens this node's log; a first start begins it with what is here.
+    init(catalog: Catalog, identity: NodeIdentity, capacity: UInt64, logger: Logger) throws {
+        self.catalog = catalog
+        self.identity = identity
+        self.logger = logger
+        let node = identity.node
+        let last = try catalog.read { try $0.logHead(of: node) }
+        let known = last.flatMap {
+            HolderLogPosition(node: node, epoch: $0.epoch, count: $0.number, chain: $0.chain)
+        }
+        position = Mutex(
+            known ?? HolderLogPosition(node: node, epoch: Monotonic.wallMilliseconds))
+        for entry in try catalog.read({ try $0.nodes() }) {
+            if let head = try catalog.read({ try $0.logHead(of: entry.id) }) {
+                heads.withLock {
+                    $0[entry.id] = HolderLogHead(
+                        node: entry.id, epoch: head.epoch, count: head.number, hash: head.chain)
+                }
+            }
+        }
+        if known == nil { try append(snapshot(capacity)) }
+    }
+
+    private func snapshot(_ capacity: UInt64) throws -> [Volume.HolderLogEntry] {
+        try catalog.read { reader in
+            let stored = try reader.contents(in: .stored, limit: .max)
+            let cached = try reader.contents(in: .cached, limit: .max)
+            return [.capacity(capacity)] + stored.map { .stored($0.extent) }
+                + cached.map { .cached($0.extent) }
+        }
+    }
+
+    // MARK: This node's log
+
+    func append(_ entries: [Volume.HolderLogEntry]) throws {
+        guard !entries.isEmpty else { return }
+        let node = identity.node
+        let now = Monotonic.wallMilliseconds
+        let head = try position.withLock { position in
+            var next = position
+            var signed: [(StoredLogEntry, Volume.HolderLogEntry)] = []
+            for entry in entries {
+                next = next.advanced(by: entry)
+                let signature = try identity.sign(next.signedBytes, for: .holderLogHead)
+                signed.append(
+                    (StoredLogEntry(
+                        epoch: next.epoch, number: next.count, entry: entry.bytes,
+                        chain: next.chain, signature: signature), entry))
+            }
+            try catalog.perform { tx in
+                for (stored, entry) in signed {
+                    try tx.appendLog(stored, of: node)
+                    try tx.apply(entry, of: node, at: now)
+                }
+            }
+            position = next
+            return next
+        }
+        heads.withLock { $0[node] = HolderLogHead(head) }
+    }
+
+    // MARK: Exchange
+
+    var vector: [HolderLogHead] { heads.withLock { Array($0.values) } }
+
+    /// A peer said which logs it knows how far: what it has more of is fetched.
+    func heard(_ peer: Peer, through mesh: Mesh) {
+        for theirs in peer.hello.holderLogs where theirs.node != identity.node {
+            let ours = heads.withLock { $0[theirs.node] }
+            let isNewer =
+                ours.map { (theirs.epoch, theirs.count) > ($0.epoch, $0.count) } ?? true
+            guard isNewer else { continue }
+            let isNew = pulling.withLock {
+                $0.count < Self.pullsMax && $0.insert(theirs.node).inserted
+            }
+            guard isNew else { continue }
+            Task {
+                do {
+                    while try await pull(theirs, from: peer.node, through: mesh) {}
+                } catch {
+                    logger.warning("reading the holder log of \(theirs.node): \(error)")
+                }
+                _ = pulling.withLock { $0.remove(theirs.node) }
+            }
+        }
+    }
+
+    /// - Returns: whether there is more.
+    private func pull(
+        _ theirs: HolderLogHead, from peer: NodeID, through mesh: Mesh
+    ) async throws -> Bool {
+        let ours = heads.withLock { $0[theirs.node] }
+        let after = ours?.epoch == theirs.epoch ? ours?.count ?? 0 : 0
+        guard after < theirs.count else { return false }
+        let request = PeerMessage.Holders(
+            node: "\(theirs.node)", epoch: theirs.epoch, after: after)
+        let reply = try await mesh.request(
+            peer, path: "/v1/holders", body: Array(try JSONEncoder().encode(request)),
+            timeout: .seconds(20), replyBytesMax: 4 << 20
+        ).successful()
+        let batch = try JSONDecoder().decode(PeerMessage.HoldersReply.self, from: Data(reply.body))
+        return try await Blocking.run { [self] in
+            try accept(batch, of: theirs, after: after, known: ours)
+        }
+    }
+
+    private func accept(
+        _ batch: PeerMessage.HoldersReply, of theirs: HolderLogHead, after: UInt64,
+        known: HolderLogHead?
+    ) throws -> Bool {
+        let node = theirs.node
+        let entries = batch.entries.compactMap { Volume.HolderLogEntry(bytes: $0) }
+        let start =
+            after > 0
+            ? known.flatMap {
+                HolderLogPosition(node: node, epoch: $0.epoch, count: $0.count, chain: $0.hash)
+            } : HolderLogPosition(node: node, epoch: theirs.epoch)
+        guard !entries.isEmpty, entries.count == batch.entries.count,
+            entries.count <= Self.batchEntriesMax, let start,
+            NodeIdentity.node(ofPublicKey: batch.publicKey) == node
+        else { throw NodeError("The holder log of node \(node) is not in the right form.") }
+        let end = start.advanced(by: entries)
+        guard
+            NodeIdentity.verify(
+                batch.signature, of: end.signedBytes, for: .holderLogHead, by: node,
+                publicKey: batch.publicKey)
+        else { throw NodeError("The holder log of node \(node) is not signed by it.") }
+        let now = Monotonic.wallMilliseconds
+        try catalog.perform { tx in
+            if after == 0 { try tx.clearHolders(node) }
+            var position = start
+            for (index, entry) in entries.enumerated() {
+                position = position.advanced(by: entry)
+                try tx.appendLog(
+                    StoredLogEntry(
+                        epoch: position.epoch, number: position.count, entry: entry.bytes,
+                        chain: position.chain,
+                        signature: index == entries.count - 1
+                            ? batch.publicKey + batch.signature : []), of: node)
+                try tx.apply(entry, of: node, at: now)
+            }
+        }
+        heads.withLock { $0[node] = HolderLogHead(end) }
+        return end.count < theirs.count
+    }
+
+    /// A part of a log that ends where its node has signed.
+    func answer(_ request: PeerMessage.Holders) throws -> PeerResponse {
+        guard let node = NodeID(hex: request.node) else {
+            return .refusal(400, "That is no node id.")
+        }
+        let own = node == identity.node
+        let keyBytes = identity.publicKey.count
+        let entries = try catalog.read {
+            try $0.logEntries(
+                of: node, epoch: request.epoch, from: request.after + 1,
+                limit: Self.batchEntriesMax)
+        }
+        guard let end = entries.lastIndex(where: { !$0.signature.isEmpty }) else {
+            return .refusal(404, "There is nothing more of that log here.")
+        }
+        let signature = entries[end].signature
+        let reply = PeerMessage.HoldersReply(
+            entries: entries[...end].map(\.entry),
+            publicKey: own ? identity.publicKey : Array(signature.prefix(keyBytes)),
+            signature: own ? signature : Array(signature.dropFirst(keyBytes)))
+        return PeerResponse(body: .bytes(Array(try JSONEncoder().encode(reply))))
+    }
+}
+
+extension HolderLogHead {
+    init(_ position: HolderLogPosition) {
+        self.init(
+            node: position.node, epoch: position.epoch, count: position.count,
+            hash: position.chain)
+    }
+}
+
+extension Transaction {
+    /// What an entry says, as a row.
+    func apply(_ entry: Volume.HolderLogEntry, of node: NodeID, at now: UInt64) throws {
+        switch entry {
+        case .stored(let extent): try setHolder(of: extent, node, .stored, since: now)
+        case .cached(let extent): try setHolder(of: extent, node, .cached, since: now)
+        case .cloning(let extent): try setHolder(of: extent, node, .cloning, since: now)
+        case .lost(let extent): try setHolder(of: extent, node, nil, since: now)
+        case .capacity(let bytes): try setMeta("capacity.\(node)", Array("\(bytes)".utf8))
+        }
+    }
+}

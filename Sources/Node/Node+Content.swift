@@ -1,0 +1,138 @@
+import Catalog
+import FoundationEssentials
+import FUSE
+import Logging
+import Mesh
+import Mount
+import Store
+import Swarm
+import Synchronization
+import Volume
+
+// What the parts tell each other about content and peers.
+extension Node {
+    /// Free space that clones leave to this disk's own writers.
+    static let cloneReserveBytes: UInt64 = 256 << 20
+    static let housekeepingInterval = Duration.seconds(2)
+
+    // MARK: Peers
+
+    func hello() -> Hello {
+        let free = (try? store.freeBytes()) ?? 0
+        return Hello(
+            name: file.name, machine: file.machine, version: Self.version,
+            bulkPort: Int(swarm.port), head: timeline.announced,
+            announced: [timeline.announced].compactMap(\.self), freeBytes: free,
+            capacityBytes: capacityBytes, holderLogs: holderLogs.vector)
+    }
+
+    /// Called by the mesh in the order of events; must not wait.
+    func heard(_ event: MeshEvent) {
+        switch event {
+        case .online(let peer), .changed(let peer):
+            gossip.heard(peer)
+            holderLogs.heard(peer, through: mesh)
+            replicator.poke()
+        case .offline: replicator.poke()
+        }
+    }
+
+    // MARK: Content
+
+    /// Files became objects here.
+    func published(_ extents: [Extent]) {
+        timeline.changed()
+        log(extents.map { .stored($0) })
+    }
+
+    /// Content from elsewhere became an object here.
+    func arrived(_ extent: Extent, _ state: ContentState) {
+        log([state == .stored ? .stored(extent) : .cached(extent)])
+    }
+
+    private func log(_ entries: [Volume.HolderLogEntry]) {
+        guard !entries.isEmpty else { return }
+        do { try holderLogs.append(entries) } catch { logger.error("holder log: \(error)") }
+        mesh.pokeAll()
+        replicator.poke()
+    }
+
+    /// Another node asks this one to store a copy.
+    func acceptClone(_ extent: Extent) throws -> PeerMessage.CloneReply.Answer {
+        switch try exchange.state(of: extent) {
+        case .stored: return .stored
+        case .cached:
+            try catalog.perform {
+                try $0.setContentState(extent, .stored, at: Monotonic.wallMilliseconds)
+            }
+            log([.stored(extent)])
+            return .stored
+        case .none: break
+        }
+        guard running.withLock({ $0.state }) == "ready" else { return .busy }
+        let used = try catalog.read { try $0.total(.stored).bytes + $0.total(.cached).bytes }
+        let free = try store.freeBytes()
+        guard free > extent.length + Self.cloneReserveBytes, used + extent.length <= capacityBytes
+        else { return .full }
+        guard exchange.cloning < Replicator.clonesMax else { return .busy }
+        if exchange.clone(extent) { log([.cloning(extent)]) }
+        return .accepted
+    }
+
+    /// What came from elsewhere is in the catalog: the kernel forgets what it remembers of it.
+    func applied(_ effects: AppliedEffects) {
+        running.withLock { $0.mount?.fileSystem }?.invalidate(effects)
+        for ino in effects.orphaned { logger.trace("inode \(ino.rawValue) lives on while open") }
+        replicator.poke()
+    }
+
+    func keepHouse() async {
+        while !Task.isCancelled {
+            try? await Task.sleep(for: Self.housekeepingInterval)
+            do {
+                try await Blocking.run { [replicator] in try replicator.settle() }
+            } catch { logger.warning("housekeeping: \(error)") }
+        }
+    }
+
+    // MARK: Statistics
+
+    func statistics() -> VolumeStatistics {
+        let peers = mesh.peers.filter(\.isOnline)
+        let copies = UInt64(max(1, min(settings.copies, peers.count + 1)))
+        let localFree = (try? store.freeBytes()) ?? 0
+        let capacity = peers.reduce(capacityBytes) { $0 + $1.hello.capacityBytes }
+        let free = peers.reduce(min(localFree, capacityBytes)) { $0 + $1.hello.freeBytes }
+        let counts = (try? catalog.perform { $0.counts }) ?? Counts()
+        let block: UInt64 = 4096
+        return VolumeStatistics(
+            blocks: capacity / copies / block, blocksFree: free / copies / block,
+            blocksAvailable: min(free / copies, localFree) / block,
+            files: counts.inodes + (1 << 32), filesFree: 1 << 32)
+    }
+
+    /// Names of the disks that hold all of these as stored copies, offline ones too.
+    func holderNames(_ extents: [Extent]) -> [String] {
+        ((try? holders(of: extents)) ?? []).filter { $0.complete && $0.stored }.map(\.name)
+    }
+
+    /// Everybody who holds a part, as the logs say.
+    func holders(of extents: [Extent]) throws -> [Whereabouts.Holder] {
+        var states: [NodeID: [HolderState]] = [:]
+        for extent in extents {
+            for holder in try catalog.read({ try $0.holders(of: extent.root) }) {
+                states[holder.node, default: []].append(holder.state)
+            }
+        }
+        let names = try catalog.read { try $0.nodeDescriptions() }
+        return states.sorted { $0.key < $1.key }.map { node, states in
+            let whole = states.filter { $0 != .cloning }
+            return Whereabouts.Holder(
+                node: "\(node)", name: names[node]?.name ?? "?",
+                machine: names[node]?.machine ?? "?",
+                online: node == identity.node || mesh.peer(node)?.isOnline == true,
+                complete: whole.count == extents.count,
+                stored: states.allSatisfy { $0 == .stored })
+        }
+    }
+}

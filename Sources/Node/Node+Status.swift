@@ -1,0 +1,128 @@
+import Catalog
+import Foundation
+import FUSE
+import Mesh
+import Mount
+import Store
+import Swarm
+import Synchronization
+import SystemPackage
+import Volume
+
+extension Node {
+    /// The JSON of `status --json`.
+    func statusText() -> [UInt8] {
+        let encoder = JSONEncoder()
+        encoder.outputFormatting = [.prettyPrinted, .sortedKeys, .withoutEscapingSlashes]
+        return (try? encoder.encode(status())).map { Array($0) + [0x0A] } ?? []
+    }
+
+    func status() -> Status {
+        let (state, mount) = running.withLock { ($0.state, $0.mount) }
+        let free = (try? store.freeBytes()) ?? 0
+        let lacking = replicator.lacking
+        let counts = (try? catalog.perform { $0.counts }) ?? Counts()
+        let stored = (try? catalog.read { try $0.total(.stored) }) ?? (0, 0)
+        let cached = (try? catalog.read { try $0.total(.cached) }) ?? (0, 0)
+        let transfers = transfers()
+        let incoming = transfers.filter { $0.direction == "in" }.reduce(0) { $0 + $1.bytesPerSecond }
+        let left = lacking.underReplicated.bytes
+        return Status(
+            volume: file.volume, node: file.node, name: file.name, machine: file.machine,
+            state: state, version: Self.version, mount: mount?.path.string,
+            passthrough: mount?.session.features.map { $0.passthrough != .none } ?? false,
+            transport: settings.transport.rawValue, head: timeline.applied?.description ?? "",
+            unpublished: publisher.unpublished, capacityBytes: capacityBytes,
+            usedBytes: stored.1 + cached.1, freeBytes: free, historyBytes: 0,
+            copiesTarget: settings.copies, problems: problems(lacking), peers: peers(),
+            contents: Status.Contents(
+                files: Int(counts.files), bytes: counts.bytes,
+                localFiles: Int(stored.0 + cached.0), localBytes: stored.1 + cached.1,
+                underReplicated: lacking.underReplicated, unavailable: lacking.unavailable),
+            transfers: transfers,
+            repair: Status.Repair(
+                bytesLeft: left,
+                etaSeconds: left == 0
+                    ? 0 : incoming > 0 ? Double(left) / Double(incoming) : nil),
+            scrub: Status.Scrub(
+                lastCompleted: nil, bytesChecked: 0, errorsFound: 0, errorsRepaired: 0))
+    }
+
+    private func peers() -> [Status.Peer] {
+        mesh.peers.map { peer in
+            Status.Peer(
+                node: "\(peer.node)", name: peer.hello.name, machine: peer.hello.machine,
+                address: "\(peer.endpoint)", online: peer.isOnline,
+                lastSeen: Self.iso8601(milliseconds: peer.lastSeenMilliseconds),
+                head: peer.hello.head?.description ?? "", freeBytes: peer.hello.freeBytes,
+                capacityBytes: peer.hello.capacityBytes)
+        } + absent()
+    }
+
+    /// Nodes that the volume lists and that have not been heard of since this one started.
+    private func absent() -> [Status.Peer] {
+        let heard = Set(mesh.peers.map(\.node) + [identity.node])
+        let known = (try? catalog.read { try $0.nodes() }) ?? []
+        return known.compactMap { entry in
+            guard !heard.contains(entry.id), let description = entry.description else { return nil }
+            return Status.Peer(
+                node: "\(entry.id)", name: description.name, machine: description.machine,
+                address: "", online: false,
+                lastSeen: Self.iso8601(milliseconds: Int64(entry.seen ?? 0)), head: "",
+                freeBytes: 0, capacityBytes: 0)
+        }
+    }
+
+    private func problems(
+        _ lacking: (underReplicated: Status.Amount, unavailable: Status.Amount)
+    ) -> [Status.Problem] {
+        var problems = mesh.problems.map {
+            Status.Problem(
+                code: $0.code.rawValue, since: Self.iso8601(milliseconds: $0.sinceMilliseconds),
+                text: $0.text)
+        }
+        let now = Self.iso8601(milliseconds: Int64(Monotonic.wallMilliseconds))
+        func add(_ code: String, _ text: String) {
+            problems.append(Status.Problem(code: code, since: now, text: text))
+        }
+        if catalog.hasFailed {
+            add("catalog-failed", "The catalog could not be written: the volume is read-only here. Make room on the disk and restart the node.")
+        }
+        if lacking.unavailable.files > 0 {
+            add("unavailable", "\(lacking.unavailable.files) contents are on no disk that is online. Start the disks that `delugefs whereis` names.")
+        }
+        let able = mesh.peers.filter { $0.isOnline && $0.hello.capacityBytes > 0 }.count + 1
+        if able < settings.copies, lacking.underReplicated.files > 0 {
+            add("too-few-nodes", "\(able) of the \(settings.copies) disks that copies need are online. Start another node of the volume.")
+        }
+        return problems
+    }
+
+    private func transfers() -> [Status.Transfer] {
+        swarm.statistics.torrents.compactMap { torrent in
+            let isDownload = torrent.kind == .download
+            let rate = isDownload ? torrent.downloadRate : torrent.uploadRate
+            guard isDownload || rate > 0 else { return nil }
+            let done =
+                isDownload
+                ? min(torrent.extent.length, UInt64(torrent.verifiedPieces) * torrent.extent.pieceBytes)
+                : UInt64(max(0, torrent.uploadedBytes))
+            return Status.Transfer(
+                root: "\(torrent.extent.root)", path: path(of: torrent.extent.root),
+                direction: isDownload ? "in" : "out", doneBytes: done,
+                totalBytes: torrent.extent.length, bytesPerSecond: UInt64(max(0, rate)))
+        }
+    }
+
+    private func path(of root: ContentRoot) -> String {
+        let names = try? catalog.read { reader in
+            try reader.inodes(with: root, limit: 1).first.map { try reader.path(of: $0) }
+        }
+        return "/" + ((names ?? nil) ?? []).map(\.description).joined(separator: "/")
+    }
+
+    static func iso8601(milliseconds: Int64) -> String {
+        Date(timeIntervalSince1970: Double(milliseconds) / 1000)
+            .formatted(.iso8601.dateTimeSeparator(.standard))
+    }
+}

@@ -1,0 +1,424 @@
+import Catalog
+import Discovery
+import FUSE
+import Foundation
+import History
+public import Logging
+import Mesh
+import Mount
+import Store
+import Swarm
+import Synchronization
+import SystemPackage
+import Volume
+
+/// One disk of a volume: builds the parts, owns the order in which they start and stop.
+///
+/// Start: root and key are checked, the root is locked, peers are greeted (a joining node adopts
+/// their state before it writes anything), then catalog and history, content, the mount, and last
+/// the control socket. Stop is the reverse; what was closed is published and committed first.
+public final class Node: Sendable {
+    public static let version = "0.1.0"
+    /// How long a joining node waits for a member of its volume.
+    static let joinTimeout = Duration.seconds(10)
+    /// How long `--create` looks for peers that serve the id already.
+    static let createProbe = Duration.milliseconds(1500)
+    static let readerThreads = 4
+    static let stopTimeout: TimeInterval = 60
+
+    let configuration: Configuration
+    let root: FilePath
+    let file: VolumeFile
+    let settings: VolumeSettings
+    let identity: NodeIdentity
+    let store: Store
+    let catalog: Catalog
+    let mesh: Mesh
+    let swarm: Swarm
+    let exchange: ContentExchange
+    let holderLogs: HolderLogs
+    let timeline: Timeline
+    let gossip: Gossip
+    let replicator: Replicator
+    let publisher: Publisher
+    let threads: MeshThreads
+    let logger: Logger
+    let key: VolumeKey
+    let authority: VolumeAuthority
+    let capacityBytes: UInt64
+
+    struct Running {
+        var discovery: Discovery?
+        var control: ControlServer?
+        var mount: (path: FilePath, madeByUs: Bool, session: Session, fileSystem: VolumeFileSystem)?
+        var replication: Task<Void, Never>?
+        var housekeeping: Task<Void, Never>?
+        var state = "starting"
+        var failure: String?
+    }
+
+    let running = Mutex(Running())
+    private let stopRequested = AsyncStream<Void>.makeStream(bufferingPolicy: .bufferingNewest(1))
+
+    // MARK: Start
+
+    public static func start(_ configuration: Configuration, logger: Logger) async throws -> Node {
+        let known = KnownRoots(directory: configuration.configurationDirectory)
+        let root = try RootDirectory(configuration, known: known)
+        let mountPoint = try RootDirectory.mountPoint(configuration, root: root.path)
+        let membership = try Membership(configuration, root: root)
+        let link = MeshLink()
+        let threads = MeshThreads()
+        let mesh = try await startMesh(configuration, root, membership, link, threads)
+        do {
+            let discovery = startDiscovery(configuration, membership, mesh, root, logger)
+            do {
+                let node = try await Node(
+                    configuration, root, membership, mesh, link, threads, discovery, known, logger)
+                try await node.begin(mountPoint)
+                return node
+            } catch {
+                discovery?.stop()
+                throw error
+            }
+        } catch {
+            await mesh.stop()
+            await threads.stop()
+            throw error
+        }
+    }
+
+    private static func startMesh(
+        _ configuration: Configuration, _ root: RootDirectory, _ membership: Membership,
+        _ link: MeshLink, _ threads: MeshThreads
+    ) async throws -> Mesh {
+        var options = Mesh.Configuration(volume: configuration.volume)
+        options.host = configuration.listenAddress
+        options.port = configuration.port
+        options.fixedPeers = configuration.peers.compactMap {
+            Endpoint(host: $0.host, port: $0.port)
+        }
+        let machine = membership.machine
+        let name = membership.name
+        do {
+            return try await Mesh.start(
+                options, identity: membership.identity, authority: membership.authority,
+                threads: threads,
+                bodyLimit: { _, path in PeerService.bodyLimit(path) },
+                handler: { await link.answer($0) },
+                hello: {
+                    link.node?.hello() ?? Hello(name: name, machine: machine, version: version)
+                },
+                events: { link.node?.heard($0) })
+        } catch let error as ServerError { throw NodeError("\(error)") }
+    }
+
+    private static func startDiscovery(
+        _ configuration: Configuration, _ membership: Membership, _ mesh: Mesh,
+        _ root: RootDirectory, _ logger: Logger
+    ) -> Discovery? {
+        guard configuration.discovery else { return nil }
+        let ca16 = membership.authority.ca16
+        let own = "\(membership.identity.node)"
+        let discovery = Discovery(
+            Discovery.Configuration(
+                volume: configuration.volume, node: own, authority: ca16,
+                port: UInt16(mesh.port), machine: membership.machine)
+        ) { event in
+            switch event {
+            case .found(let advertisement):
+                guard advertisement.volume == configuration.volume, advertisement.node != own
+                else { return }
+                membership.seen(advertisement.authority, advertisement.addresses.first ?? "?")
+                guard advertisement.authority == ca16 else { return }
+                for address in advertisement.addresses {
+                    guard let endpoint = Endpoint(host: address, port: Int(advertisement.port))
+                    else { continue }
+                    mesh.addCandidate(endpoint, source: .discovered)
+                }
+            case .lost: break
+            default: logger.info("discovery: \(event)")
+            }
+        }
+        discovery.start()
+        return discovery
+    }
+
+    private init(
+        _ configuration: Configuration, _ root: RootDirectory, _ membership: Membership,
+        _ mesh: Mesh, _ link: MeshLink, _ threads: MeshThreads, _ discovery: Discovery?,
+        _ known: KnownRoots, _ logger: Logger
+    ) async throws {
+        self.configuration = configuration
+        self.root = root.path
+        self.mesh = mesh
+        self.threads = threads
+        self.logger = logger
+        identity = membership.identity
+        key = membership.key
+        authority = membership.authority
+        let origin = try await Origin.find(configuration, root, membership, mesh)
+
+        try root.make()
+        store = try Node.openStore(root.path)
+        file = VolumeFile(
+            volume: configuration.volume, node: "\(membership.identity.node)",
+            name: membership.uniqueName(among: mesh.peers.map(\.hello.name)),
+            machine: membership.machine)
+        try membership.keep(root.path, file: file)
+        let facts = try store.diskFacts()
+        capacityBytes = configuration.capacityBytes ?? facts.capacityBytes / 20 * 19
+        try? known.keep(
+            KnownRoots.Record(
+                root: root.path.string, volume: file.volume, node: file.node, name: file.name,
+                fileSystem: facts.uuid))
+
+        catalog = try Node.openCatalog(root.path, identity.node, store, logger)
+        let history = try Node.openHistory(root.path)
+        let joined = try await Origin.adopt(
+            origin, configuration, catalog, history, mesh, identity.node, file, logger)
+        settings = joined
+        timeline = try Timeline(
+            catalog: catalog, history: history, node: identity.node, logger: logger)
+        let swarm = try Node.startSwarm(configuration, joined, membership, mesh.port)
+        self.swarm = swarm
+        let logs = try HolderLogs(
+            catalog: catalog, identity: identity, capacity: capacityBytes, logger: logger)
+        holderLogs = logs
+        exchange = ContentExchange(
+            catalog: catalog, store: store, swarm: swarm, mesh: mesh, logger: logger
+        ) { extent, state in link.node?.arrived(extent, state) }
+        gossip = Gossip(
+            mesh: mesh, timeline: timeline, logger: logger)
+        let (copies, machine, capacity) = (joined.copies, file.machine, capacityBytes)
+        let grace = configuration.graceSeconds
+        replicator = Replicator(
+            catalog: catalog, mesh: mesh, node: identity.node, logger: logger
+        ) {
+            Replicator.Options(
+                copies: copies, machine: machine, capacity: capacity, graceSeconds: grace)
+        }
+        publisher = Publisher(catalog: catalog, store: store, logger: logger) { extents in
+            link.node?.published(extents)
+        }
+        running.withLock { $0.discovery = discovery }
+        link.connect(self)
+    }
+
+    private static func openStore(_ root: FilePath) throws -> Store {
+        do throws(StoreError) {
+            let store = try Store(root: Array(root.string.utf8))
+            try store.acquireLock()
+            try store.removeTemporaries()
+            _ = try store.createReserve()
+            return store
+        } catch {
+            switch error.reason {
+            case .rootInUse:
+                throw NodeError("\(root) is in use by another delugefs process. Stop that one first: delugefs stop --root \(root)")
+            case .rootTooWide:
+                throw NodeError("\(root) can be entered by other users. Run: chmod 700 \(root)")
+            default: throw NodeError("\(root) cannot be used: \(error)")
+            }
+        }
+    }
+
+    private static func openCatalog(
+        _ root: FilePath, _ node: NodeID, _ store: Store, _ logger: Logger
+    ) throws -> Catalog {
+        var options = Catalog.Options(node: node)
+        options.log = { logger.warning("catalog: \($0)") }
+        options.releaseReserve = { _ = try? store.releaseReserve() }
+        options.onFailure = {
+            logger.critical("the catalog could not be written; the volume is read-only here until the disk has room and the node was restarted")
+        }
+        do {
+            return try Catalog(path: root.appending("catalog.sqlite"), options: options)
+        } catch { throw NodeError("The catalog of \(root) cannot be opened: \(error)") }
+    }
+
+    private static func openHistory(_ root: FilePath) throws -> History {
+        let path = root.appending("history.git")
+        do {
+            return RootDirectory.isDirectory(path)
+                ? try History.open(path) : try History.create(path)
+        } catch { throw NodeError("The history of \(root) cannot be opened: \(error)") }
+    }
+
+    private static func startSwarm(
+        _ configuration: Configuration, _ settings: VolumeSettings, _ membership: Membership,
+        _ apiPort: Int
+    ) throws -> Swarm {
+        let transport: SwarmConfiguration.Transport =
+            switch settings.transport {
+            case .plain: .plain
+            case .tls:
+                .tls(
+                    caPEM: membership.authority.certificatePEM,
+                    certificatePEM: membership.identity.certificatePEM,
+                    keyPEM: membership.identity.privateKeyPEM)
+            }
+        do {
+            return try Swarm(
+                SwarmConfiguration(
+                    listenAddress: configuration.listenAddress ?? "::",
+                    port: configuration.port == 0 ? 0 : UInt16(configuration.port + 1),
+                    transport: transport, infoSalt: membership.authority.infoSalt))
+        } catch {
+            throw NodeError("The port for content could not be opened: \(error). Choose another with --port.")
+        }
+    }
+
+    // MARK: Running
+
+    private func begin(_ mountPoint: (FilePath, isMissing: Bool)?) async throws {
+        let (timeline, mesh, publisher, identity) = (timeline, mesh, publisher, identity)
+        timeline.setHooks(
+            Timeline.Hooks(
+                announce: { mesh.pokeAll() },
+                applied: { [weak self] in self?.applied($0) },
+                pinned: { publisher.heldInodes },
+                rank: {
+                    UInt64(
+                        mesh.peers.filter { $0.isOnline && $0.node < identity.node }.count)
+                }))
+        timeline.start()
+        try publisher.start()
+        try reapOrphans()
+        do {
+            if let (path, isMissing) = mountPoint { try mount(path, isMissing) }
+            let replication = Task { [replicator] in await replicator.run() }
+            let housekeeping = Task { [weak self] in await self?.keepHouse() ?? () }
+            let control = try await ControlServer.start(
+                root: root, threads: threads, bodyLimit: { _, _ in 1 << 20 },
+                handler: { [weak self] in
+                    await self?.control($0) ?? .refusal(503, "The node is stopping.")
+                })
+            running.withLock {
+                $0.replication = replication
+                $0.housekeeping = housekeeping
+                $0.control = control
+                $0.state = "ready"
+            }
+            mesh.pokeAll()
+        } catch {
+            await stop()
+            throw error
+        }
+    }
+
+    /// What a crash left open and unlinked.
+    private func reapOrphans() throws {
+        let orphans = try catalog.read { try $0.orphans(limit: 100_000) }
+        for ino in orphans { publisher.reap(ino) }
+    }
+
+    private func mount(_ path: FilePath, _ isMissing: Bool) throws {
+        if isMissing, mkdir(path.string, 0o755) != 0 {
+            throw NodeError("The mount point \(path) cannot be created: \(Errno(rawValue: errno)).")
+        }
+        var options = VolumeFileSystem.Options()
+        let facts = try store.diskFacts()
+        options.passthrough = configuration.passthrough && geteuid() == 0 && facts.supportsLeases
+        if let owner = configuration.mapOwner
+            ?? (geteuid() == 0 ? nil : Owner(uid: geteuid(), gid: getegid()))
+        {
+            options.owners = OwnerMapping(volume: settings.owner, local: owner)
+        }
+        let fileSystem = VolumeFileSystem(
+            catalog: catalog, store: store, remote: exchange, publisher: publisher,
+            options: options, logger: logger,
+            status: { [weak self] in self.map { $0.statusText() } ?? [] },
+            statistics: { [weak self] in self?.statistics() ?? VolumeStatistics() },
+            holders: { [weak self] in self?.holderNames($0) ?? [] },
+            sharesBlocks: facts.supportsReflink,
+            changed: { [timeline] in timeline.changed() })
+        do {
+            var mounting = MountOptions(source: root.string, subtype: "delugefs")
+            mounting.allowOther = geteuid() == 0 || configuration.allowOther
+            mounting.allowsPrivileged = configuration.honourSetID
+            let channel = try Mounting.mount(at: path, options: mounting)
+            var sessionOptions = SessionOptions()
+            sessionOptions.passthrough = options.passthrough
+            sessionOptions.report = { [logger] in logger.warning("fuse: \($0)") }
+            let session = try Session(
+                fileSystem: fileSystem, channel: channel, options: sessionOptions)
+            fileSystem.session = session
+            try session.start(threads: Self.readerThreads)
+            running.withLock { $0.mount = (path, isMissing, session, fileSystem) }
+        } catch {
+            if isMissing { rmdir(path.string) }
+            throw NodeError("\(error)")
+        }
+        watchMount()
+    }
+
+    /// A mount that somebody else removed ends the node's business with it, not the node.
+    private func watchMount() {
+        guard let session = running.withLock({ $0.mount?.session }) else { return }
+        let thread = Thread { [weak self] in
+            session.wait()
+            self?.running.withLock { running in
+                if running.state == "ready" { running.mount = nil }
+            }
+        }
+        thread.name = "mount-watch"
+        thread.start()
+    }
+
+    /// Waits until `requestStop` was called, then stops everything.
+    public func runUntilStopped() async {
+        for await _ in stopRequested.stream { break }
+        await stop()
+    }
+
+    public func requestStop() { stopRequested.continuation.yield() }
+
+    /// Unmounts, publishes, commits, and closes, in this order.
+    public func stop() async {
+        let parts = running.withLock { running in
+            running.state = "stopping"
+            return running
+        }
+        parts.replication?.cancel()
+        parts.housekeeping?.cancel()
+        if let mount = parts.mount {
+            try? await Blocking.run {
+                try? Mounting.unmountAtAnyRate(at: mount.path)
+                mount.session.stop()
+                mount.fileSystem.drain()
+                if mount.madeByUs { rmdir(mount.path.string) }
+            }
+        }
+        let deadline = Date(timeIntervalSinceNow: Self.stopTimeout)
+        _ = try? await Blocking.run { [publisher, timeline] in
+            _ = publisher.settle(until: deadline)
+            publisher.stop()
+            timeline.stop()
+        }
+        mesh.pokeAll()
+        parts.discovery?.stop()
+        await exchange.stop()
+        await swarm.stop()
+        await mesh.stop()
+        await parts.control?.stop()
+        await threads.stop()
+        _ = try? await Blocking.run { [catalog] in catalog.close() }
+    }
+}
+
+/// What the mesh calls before the node is whole.
+final class MeshLink: Sendable {
+    private let target = Mutex<Weak>(Weak())
+
+    private struct Weak { weak var node: Node? }
+
+    var node: Node? { target.withLock { $0.node } }
+
+    func connect(_ node: Node) { target.withLock { $0.node = node } }
+
+    func answer(_ request: PeerRequest) async -> PeerResponse {
+        guard let node else { return .refusal(503, "The node is starting.") }
+        return await PeerService(node: node).answer(request)
+    }
+}

@@ -1,0 +1,137 @@
+import Catalog
+import Glibc
+import History
+import Logging
+import Mesh
+import Mount
+import SystemPackage
+import Volume
+
+/// Where a node's state comes from at its start: its own root, nothing (a new volume), or a peer.
+enum Origin {
+    case root
+    case newVolume
+    case peer(NodeID)
+
+    /// Decided before anything is written.
+    static func find(
+        _ configuration: Configuration, _ root: RootDirectory, _ membership: Membership,
+        _ mesh: Mesh
+    ) async throws -> Origin {
+        if case .node = root.content { return .root }
+        if configuration.create {
+            try await refuseServed(configuration, membership, mesh)
+            return .newVolume
+        }
+        return .peer(try await member(configuration, membership, mesh))
+    }
+
+    private static func refuseServed(
+        _ configuration: Configuration, _ membership: Membership, _ mesh: Mesh
+    ) async throws {
+        guard configuration.discovery || !configuration.peers.isEmpty else { return }
+        let deadline = ContinuousClock.now + Node.createProbe
+        while ContinuousClock.now < deadline {
+            let address =
+                membership.anyone?.address
+                ?? mesh.peers.first { $0.isOnline }.map { "\($0.endpoint)" }
+            if let address {
+                throw NodeError("Volume \(configuration.volume) is served already, for example at \(address). Leave out --create to join it, or choose another --id.")
+            }
+            try await Task.sleep(for: .milliseconds(50))
+        }
+    }
+
+    private static func member(
+        _ configuration: Configuration, _ membership: Membership, _ mesh: Mesh
+    ) async throws -> NodeID {
+        let deadline = ContinuousClock.now + Node.joinTimeout
+        while ContinuousClock.now < deadline {
+            if let peer = mesh.peers.first(where: { $0.isOnline && $0.hello.head != nil }) {
+                return peer.node
+            }
+            try await Task.sleep(for: .milliseconds(50))
+        }
+        if let problem = mesh.problems.first { throw NodeError(problem.text) }
+        if let foreign = membership.foreign {
+            throw NodeError(
+                Membership.wrongKey(
+                    configuration.volume, ours: membership.authority.ca16,
+                    theirs: foreign.authority))
+        }
+        throw NodeError("No node of volume \(configuration.volume) answered within \(Node.joinTimeout.components.seconds) s. Start one of its nodes, give one's address with --peer HOST:PORT, or begin a new volume with --create.")
+    }
+
+    /// Brings catalog and history to that state.
+    /// - Returns: the volume's settings.
+    static func adopt(
+        _ origin: Origin, _ configuration: Configuration, _ catalog: Catalog, _ history: History,
+        _ mesh: Mesh, _ node: NodeID, _ file: VolumeFile, _ logger: Logger
+    ) async throws -> VolumeSettings {
+        let known = try await Blocking.run { try catalog.read { try $0.settings() } }
+        if let known { return known }
+        let description = NodeDescription(name: file.name, machine: file.machine)
+        if case .newVolume = origin {
+            return try await Blocking.run {
+                try found(configuration, catalog, node, description)
+            }
+        }
+        // Also for a root whose first start was cut off before it had the volume's state.
+        let deadline = ContinuousClock.now + Node.joinTimeout
+        while true {
+            do {
+                return try await join(catalog, history, mesh, node, description)
+            } catch {
+                guard ContinuousClock.now < deadline else {
+                    throw NodeError("The volume's state could not be fetched: \(error). Start a node of the volume that has it, then this one again.")
+                }
+                logger.debug("joining: \(error)")
+                try await Task.sleep(for: .milliseconds(200))
+            }
+        }
+    }
+
+    private static func found(
+        _ configuration: Configuration, _ catalog: Catalog, _ node: NodeID,
+        _ description: NodeDescription
+    ) throws -> VolumeSettings {
+        let owner = Owner(uid: geteuid(), gid: getegid())
+        let settings = VolumeSettings(
+            volume: configuration.volume, copies: configuration.copies,
+            transport: configuration.transport == .tls ? .tls : .plain, owner: owner)
+        try catalog.perform { tx in
+            try tx.setSettings(settings)
+            _ = try tx.createRoot(mode: 0o755, owner: owner, now: .now)
+            try tx.describe(node, as: description)
+        }
+        try catalog.flush()
+        return settings
+    }
+
+    private static func join(
+        _ catalog: Catalog, _ history: History, _ mesh: Mesh, _ node: NodeID,
+        _ description: NodeDescription
+    ) async throws -> VolumeSettings {
+        guard
+            let peer = mesh.peers.first(where: { $0.isOnline && $0.hello.head != nil }),
+            let head = peer.hello.head
+        else { throw NodeError("no node of the volume is online") }
+        if !history.graph.contains(head) {
+            try await Gossip.fetch(
+                head, from: peer.node, have: [], through: mesh, into: history)
+        }
+        return try await Blocking.run {
+            let tree = try history.graph.tree(of: head)
+            let settings = try VolumeTree(reading: tree, from: history).settings
+            let change = try difference(from: nil, to: tree, source: history)
+            _ = try catalog.apply(change, commit: head, pinned: [])
+            try catalog.perform { tx in
+                try tx.setSettings(settings)
+                try tx.describe(node, as: description)
+            }
+            try catalog.flush()
+            try history.setHead(head)
+            return settings
+        }
+    }
+}

@@ -1,0 +1,89 @@
+import FoundationEssentials
+import History
+import Logging
+import Mesh
+import Volume
+
+/// Answers members' requests. Every number and id in them is checked here or where it is used.
+struct PeerService {
+    static let extentsMax = 4096
+
+    let node: Node
+
+    /// Bytes of a request body, by route; nil for what is no route.
+    static func bodyLimit(_ path: String) -> Int? {
+        switch path {
+        case "/v1/pack": 64 << 10
+        case "/v1/who-has": 1 << 20
+        case "/v1/has-commit", "/v1/open", "/v1/clone", "/v1/holders": 4096
+        default: nil
+        }
+    }
+
+    func answer(_ request: PeerRequest) async -> PeerResponse {
+        do {
+            switch request.path {
+            case "/v1/pack": return try await node.gossip.pack(decode(request))
+            case "/v1/has-commit": return try await hasCommit(decode(request))
+            case "/v1/open":
+                guard let extent = try decode(request, as: PeerMessage.ExtentName.self).extent
+                else { return .refusal(400, "That is no extent.") }
+                return try await node.exchange.serve(extent)
+            case "/v1/who-has": return try await whoHas(decode(request))
+            case "/v1/clone":
+                guard let extent = try decode(request, as: PeerMessage.ExtentName.self).extent
+                else { return .refusal(400, "That is no extent.") }
+                return try await clone(extent)
+            case "/v1/holders":
+                let message: PeerMessage.Holders = try decode(request)
+                return try await Blocking.run { [logs = node.holderLogs] in
+                    try logs.answer(message)
+                }
+            default: return .refusal(404, "There is nothing by that name here.")
+            }
+        } catch is DecodingError {
+            return .refusal(400, "The request is not in the right form.")
+        } catch {
+            node.logger.warning("answering \(request.path): \(error)")
+            return .refusal(500, "The node could not answer.")
+        }
+    }
+
+    private func decode<T: Decodable>(_ request: PeerRequest, as type: T.Type = T.self) throws -> T {
+        try JSONDecoder().decode(type, from: Data(request.body))
+    }
+
+    private func reply(_ value: some Encodable) throws -> PeerResponse {
+        PeerResponse(body: .bytes(Array(try JSONEncoder().encode(value))))
+    }
+
+    private func hasCommit(_ message: PeerMessage.HasCommit) async throws -> PeerResponse {
+        guard let commit = ObjectID(hex: message.commit) else {
+            return .refusal(400, "That is no commit id.")
+        }
+        let history = node.timeline.history
+        let applied = node.timeline.applied
+        let has = try await Blocking.run {
+            guard history.graph.contains(commit), let applied else { return false }
+            return try history.graph.isAncestor(commit, of: applied)
+        }
+        return try reply(PeerMessage.HasCommitReply(has: has))
+    }
+
+    private func whoHas(_ message: PeerMessage.WhoHas) async throws -> PeerResponse {
+        guard message.extents.count <= Self.extentsMax else {
+            return .refusal(400, "Too many at once.")
+        }
+        let extents = message.extents.map(\.extent)
+        let states = try await Blocking.run { [exchange = node.exchange] in
+            try extents.map { try $0.map { try exchange.state(of: $0) } ?? .none }
+        }
+        return try reply(PeerMessage.WhoHasReply(states: states))
+    }
+
+    private func clone(_ extent: Extent) async throws -> PeerResponse {
+        let node = node
+        let answer = try await Blocking.run { try node.acceptClone(extent) }
+        return try reply(PeerMessage.CloneReply(answer: answer))
+    }
+}
