@@ -3,22 +3,23 @@ import Volume
 
 /// Decides, before TLS, which connections may try a handshake.
 ///
-/// The oldest unfinished handshake makes room for the newest, those that have not sent a byte
-/// first:
-/// a member needs a few milliseconds, so strangers who hold connections open never fill the table.
-/// Refusing the newest instead would lock members out for the whole handshake deadline.
+/// The oldest unfinished handshake makes room for the newest: a member needs a few milliseconds,
+/// so strangers who hold connections open never fill the table. Refusing the newest instead would
+/// lock members out for the whole handshake deadline. Preferring the silent as victims would turn
+/// against members, too: a stranger needs but one byte, and a member is silent at first.
 final class HandshakeGate: Sendable {
     typealias Ticket = UInt64
 
     private struct Pending {
         let address: String
         let isMember: Bool
-        var isSilent = true
         let close: @Sendable () -> Void
     }
 
     private struct State {
         var next: Ticket = 0
+        /// Tickets of accepted connections whose own event loop has not taken them up.
+        var accepted: [ObjectIdentifier: Ticket] = [:]
         var pending: [Ticket: Pending] = [:]
         var memberAddresses: [String: Ticket] = [:]
         var connections = 0
@@ -33,29 +34,44 @@ final class HandshakeGate: Sendable {
     /// How many handshakes are unfinished.
     var pendingCount: Int { state.withLock { $0.pending.count } }
 
-    /// Starts counting a handshake; the victims of the limits are closed.
-    func begin(address: String, close: @escaping @Sendable () -> Void) -> Ticket {
+    /// Gives an accepted connection its place in the order; on the listening socket's event loop.
+    ///
+    /// The event loops take connections up at their own pace: without this, a member on a quick one
+    /// would count as older than strangers who came before it and wait on a slow one.
+    func accept(_ connection: ObjectIdentifier) {
+        state.withLock { state in
+            state.next += 1
+            state.accepted[connection] = state.next
+        }
+    }
+
+    /// Starts counting the handshake of an accepted connection, or closes it at once; the victims
+    /// of the limits are closed.
+    func begin(
+        _ connection: ObjectIdentifier, address: String, close: @escaping @Sendable () -> Void
+    ) -> Ticket {
         let address = Self.accounted(address)
         var victims: [@Sendable () -> Void] = []
         let ticket = state.withLock { state in
+            state.next += 1
+            // The newest, if it ended meanwhile.
+            let ticket = state.accepted.removeValue(forKey: connection) ?? state.next
             let isMember = state.memberAddresses[address] != nil
             let all = isMember ? limits.memberHandshakesMax : limits.handshakesMax
+            state.pending[ticket] = Pending(address: address, isMember: isMember, close: close)
             Self.makeRoom(in: &state, limit: limits.handshakesPerAddress, victims: &victims) {
                 $0.address == address
             }
             Self.makeRoom(in: &state, limit: all, victims: &victims) { $0.isMember == isMember }
-            state.next += 1
-            state.pending[state.next] = Pending(address: address, isMember: isMember, close: close)
-            return state.next
+            return ticket
         }
         // Outside the lock: closing calls back.
         for close in victims { close() }
         return ticket
     }
 
-    /// The connection has sent something.
-    func spoke(_ ticket: Ticket) {
-        state.withLock { _ = $0.pending[ticket]?.isSilent = false }
+    func forget(_ connection: ObjectIdentifier) {
+        state.withLock { _ = $0.accepted.removeValue(forKey: connection) }
     }
 
     /// The handshake is over; `address` is remembered when a member stood at its end.
@@ -104,11 +120,7 @@ final class HandshakeGate: Sendable {
         among belongs: (Pending) -> Bool
     ) {
         let group = state.pending.filter { belongs($0.value) }
-        guard group.count >= limit else { return }
-        let silent = group.filter(\.value.isSilent)
-        guard let victim = (silent.isEmpty ? group : silent).min(by: { $0.key < $1.key }) else {
-            return
-        }
+        guard group.count > limit, let victim = group.min(by: { $0.key < $1.key }) else { return }
         state.pending[victim.key] = nil
         victims.append(victim.value.close)
     }

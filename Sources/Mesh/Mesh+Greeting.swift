@@ -198,7 +198,7 @@ extension Mesh {
         case .full:
             note(
                 .tooManyPeers, endpoint.description,
-                "more than \(configuration.peersMax) peers; \(hello.name) at \(endpoint) is left out"
+                "more than \(configuration.peersMax) peers: \(endpoint) is left out"
             )
             state.withLock { $0.table.failed(endpoint, now: .now) }
         case .rival(let other):

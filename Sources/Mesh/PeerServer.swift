@@ -97,17 +97,19 @@ public final class PeerServer: Sendable {
             .serverChannelInitializer { channel in
                 // Out of descriptors, accept fails at once: without a pause it would spin.
                 channel.eventLoop.makeCompletedFuture {
-                    try channel.pipeline.syncOperations.addHandler(
-                        AcceptBackoffHandler(shouldForwardIOErrorCaught: false))
+                    let pipeline = channel.pipeline.syncOperations
+                    try pipeline.addHandler(AcceptBackoffHandler(shouldForwardIOErrorCaught: false))
+                    try pipeline.addHandler(OrderHandler(gate: gate))
                 }
             }
             .childChannelOption(.tcpOption(.tcp_nodelay), value: 1)
             .childChannelInitializer { channel in
                 channel.eventLoop.makeCompletedFuture {
                     let address = channel.remoteAddress?.hostText ?? "unknown"
-                    let ticket = gate.begin(address: address) { channel.close(promise: nil) }
+                    let ticket = gate.begin(ObjectIdentifier(channel), address: address) {
+                        channel.close(promise: nil)
+                    }
                     let pipeline = channel.pipeline.syncOperations
-                    try pipeline.addHandler(FirstByteHandler { gate.spoke(ticket) })
                     try pipeline.addHandler(NIOSSLServerHandler(context: tls))
                     try pipeline.addHandler(
                         AcceptanceHandler(
@@ -154,17 +156,21 @@ public final class PeerServer: Sendable {
     }
 }
 
-/// Tells once that the other side has sent something.
-private final class FirstByteHandler: ChannelInboundHandler, RemovableChannelHandler {
-    typealias InboundIn = ByteBuffer
+/// Numbers connections as they are accepted.
+private final class OrderHandler: ChannelInboundHandler {
+    typealias InboundIn = any Channel
 
-    private var spoke: (() -> Void)?
+    private let gate: HandshakeGate
 
-    init(_ spoke: @escaping () -> Void) { self.spoke = spoke }
+    init(gate: HandshakeGate) { self.gate = gate }
 
     func channelRead(context: ChannelHandlerContext, data: NIOAny) {
-        spoke?()
-        spoke = nil
+        let connection = unwrapInboundIn(data)
+        gate.accept(ObjectIdentifier(connection))
+        connection.closeFuture.whenComplete { [gate] _ in
+            // For one that ended before its event loop took it up.
+            gate.forget(ObjectIdentifier(connection))
+        }
         context.fireChannelRead(data)
     }
 }

@@ -485,6 +485,58 @@ func openSocket(to endpoint: Endpoint) throws -> CInt {
     }
 }
 
+@Suite struct HandshakeGateTests {
+    /// Stands for a connection.
+    final class Connection: Sendable {
+        private let closed = Atomic<Bool>(false)
+
+        var isClosed: Bool { closed.load(ordering: .relaxed) }
+
+        func begin(_ gate: HandshakeGate, _ address: String) -> HandshakeGate.Ticket {
+            gate.begin(ObjectIdentifier(self), address: address) {
+                self.closed.store(true, ordering: .relaxed)
+            }
+        }
+    }
+
+    @Test func theOldestGivesWayWhicheverIsTakenUpFirst() {
+        let gate = HandshakeGate(limits: ServerLimits())
+        let connections = (0..<40).map { _ in Connection() }
+        for connection in connections { gate.accept(ObjectIdentifier(connection)) }
+        // The newest first, as a quick event loop may do.
+        for connection in connections.reversed() { _ = connection.begin(gate, "10.0.0.1") }
+        let closed = connections.map(\.isClosed)
+        #expect(closed == (0..<40).map { $0 < 24 })
+        #expect(gate.pendingCount == 16)
+    }
+
+    @Test func membersAreCountedApartAndNetworksTogether() {
+        let gate = HandshakeGate(limits: ServerLimits())
+        let member = Connection()
+        gate.accept(ObjectIdentifier(member))
+        gate.end(member.begin(gate, "10.9.9.9"), memberAt: "10.9.9.9")
+        gate.accept(ObjectIdentifier(member))
+        _ = member.begin(gate, "10.9.9.9")
+        var strangers: [Connection] = []
+        for index in 0..<1000 {
+            let stranger = Connection()
+            gate.accept(ObjectIdentifier(stranger))
+            _ = stranger.begin(gate, "10.0.\(index / 250).\(index % 250)")
+            strangers.append(stranger)
+        }
+        #expect(gate.pendingCount == 257)
+        #expect(!member.isClosed)
+        let other = HandshakeGate(limits: ServerLimits())
+        for index in 0..<40 {
+            let stranger = Connection()
+            other.accept(ObjectIdentifier(stranger))
+            _ = stranger.begin(other, "2001:db8:1:2:\(index)::1")
+            strangers.append(stranger)
+        }
+        #expect(other.pendingCount == 16)
+    }
+}
+
 @Suite struct EndpointTests {
     @Test func endpointsAreReadStrictly() {
         #expect(Endpoint(parsing: "host.example:80") == Endpoint(host: "host.example", port: 80))

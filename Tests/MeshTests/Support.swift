@@ -60,7 +60,8 @@ func runArguments(_ arguments: [String], input: String) throws -> (status: Int32
     process.standardOutput = stdout
     process.standardError = stdout
     try process.run()
-    try stdin.fileHandleForWriting.write(contentsOf: Data(input.utf8))
+    // A program may end without reading its input.
+    try? stdin.fileHandleForWriting.write(contentsOf: Data(input.utf8))
     try stdin.fileHandleForWriting.close()
     let output = stdout.fileHandleForReading.readDataToEndOfFile()
     process.waitUntilExit()
