@@ -1,0 +1,52 @@
+import Glibc
+
+/// A place for a node's root: a directory, or a file system of its own.
+final class Disk: Sendable {
+    enum Kind: Sendable {
+        case directory
+        case tmpfs(megabytes: Int)
+        case ext4(megabytes: Int)
+        case xfs(megabytes: Int)
+        case btrfs(megabytes: Int)
+    }
+
+    /// Where it is, or would be, mounted.
+    let path: String
+    private let kind: Kind
+    private let image: String
+
+    init(_ workshop: Workshop, _ name: String, _ kind: Kind = .directory) async throws {
+        self.kind = kind
+        path = try workshop.make("disk-\(name)")
+        image = "\(workshop.directory)/\(name).image"
+        switch kind {
+        case .directory: return
+        case .tmpfs: break
+        case .ext4(let size): try await format(size, ["mkfs.ext4", "-q", "-F"])
+        case .xfs(let size): try await format(size, ["mkfs.xfs", "-q", "-f"])
+        case .btrfs(let size): try await format(size, ["mkfs.btrfs", "-q", "-f"])
+        }
+        try await mount()
+        workshop.onClose("disk \(name)") { [path] in
+            // Lazily: a process that could not be killed must not keep the rest from going.
+            _ = try await Shell.run(["umount", "-l", path])
+        }
+    }
+
+    private func format(_ megabytes: Int, _ command: [String]) async throws {
+        try await Shell.run(["truncate", "-s", "\(megabytes)M", image]).succeeded()
+        try await Shell.run(command + [image]).succeeded()
+    }
+
+    func mount() async throws {
+        switch kind {
+        case .directory: return
+        case .tmpfs(let size):
+            try await Shell.run(["mount", "-t", "tmpfs", "-o", "size=\(size)m", "e2e", path])
+                .succeeded()
+        default: try await Shell.run(["mount", "-o", "loop", image, path]).succeeded()
+        }
+    }
+
+    func unmount() async throws { try await Shell.run(["umount", path]).succeeded() }
+}
