@@ -1,4 +1,3 @@
-internal import FoundationEssentials
 internal import GRDB
 internal import Glibc
 public import SystemPackage
@@ -48,6 +47,10 @@ public final class Catalog: Sendable {
     public init(path: FilePath, options: Options) throws {
         let name = path.string
         guard FilePath(name) == path else { throw Errno.illegalByteSequence }
+        // SQLite would make it readable for others; log and index take the database's mode.
+        try FileDescriptor.open(
+            path, .readWrite, options: [.create, .closeOnExec], permissions: .ownerReadWrite
+        ).close()
         let queue = try DatabaseQueue(
             path: name, configuration: Self.configuration(options, cache: options.cacheBytes))
         try queue.unsafeReentrantWrite { try Schema.migrate($0) }
@@ -66,7 +69,8 @@ public final class Catalog: Sendable {
             writer: writer, log: wal, checkpointer: checkpointer, options: options)
         let reading = try DatabaseQueue(
             path: name,
-            configuration: Self.configuration(options, cache: options.cacheBytes / 4))
+            configuration: Self.configuration(
+                options, cache: options.cacheBytes / 4, pragmas: ["query_only = ON"]))
         durableReader = DurableReader(
             connection: try Connection(queue: reading, log: options.log), writer: writer,
             groupCommit: groupCommit)
@@ -74,7 +78,9 @@ public final class Catalog: Sendable {
         groupCommit.start()
     }
 
-    private static func configuration(_ options: Options, cache: Int) -> Configuration {
+    private static func configuration(
+        _ options: Options, cache: Int, pragmas: [String] = []
+    ) -> Configuration {
         var configuration = Configuration()
         configuration.foreignKeysEnabled = false
         configuration.allowsUnsafeTransactions = true
@@ -89,7 +95,7 @@ public final class Catalog: Sendable {
                 "cache_spill = OFF", "temp_store = MEMORY",
                 // No mmap: a bad sector would be SIGBUS for the whole process.
                 "mmap_size = 0",
-            ] {
+            ] + pragmas {
                 try db.execute(sql: "PRAGMA \(pragma)")
             }
         }
@@ -139,6 +145,9 @@ public final class Catalog: Sendable {
     public func snapshot<T>(_ body: (Snapshot) throws -> T) throws -> T {
         try durableReader.snapshot(body)
     }
+
+    /// What is linked in the volume, without a query.
+    public var counts: Counts { writer.counts }
 
     /// An inode number or link id that is not in use here. Throws EROFS once the catalog has failed.
     public func nextIdentity() throws -> UInt64 {

@@ -146,15 +146,7 @@ final class GroupCommit: @unchecked Sendable {
     }
 
     private func endBatch() throws(Errno) -> (operation: UInt64, frames: Int32) {
-        writer.lock.lock()
-        do throws(Errno) {
-            try writer.commit()
-        } catch {
-            writer.lock.unlock()
-            throw error
-        }
-        let result = (writer.committed, writer.walFrames)
-        writer.lock.unlock()
+        let result = try writer.endBatch()
         // The errno is read before anything else is called.
         if fdatasync(log.rawValue) != 0 {
             let error = Errno(rawValue: errno)

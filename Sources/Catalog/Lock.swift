@@ -13,7 +13,11 @@ final class Lock: @unchecked Sendable {
     private let condition = UnsafeMutablePointer<pthread_cond_t>.allocate(capacity: 1)
 
     init() {
-        pthread_mutex_init(mutex, nil)
+        var kind = pthread_mutexattr_t()
+        pthread_mutexattr_init(&kind)
+        pthread_mutexattr_settype(&kind, CInt(PTHREAD_MUTEX_ERRORCHECK))
+        pthread_mutex_init(mutex, &kind)
+        pthread_mutexattr_destroy(&kind)
         var attributes = pthread_condattr_t()
         pthread_condattr_init(&attributes)
         pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC)
@@ -28,7 +32,11 @@ final class Lock: @unchecked Sendable {
         mutex.deallocate()
     }
 
-    func lock() { pthread_mutex_lock(mutex) }
+    /// - Precondition: this thread does not have the lock. (An operation's body called the catalog.)
+    func lock() {
+        let code = pthread_mutex_lock(mutex)
+        precondition(code == 0, "locking twice: error \(code)")
+    }
     func unlock() { pthread_mutex_unlock(mutex) }
 
     func withLock<T>(_ body: () throws -> T) rethrows -> T {

@@ -246,7 +246,9 @@ public class Reader {
             base: try stamp(row, 2), overlay: row.isNull(4) ? nil : row.bytes(4))
     }
 
-    /// Inodes that are linked nowhere: at a start, what a crash left open.
+    /// Inodes that are linked nowhere: at a start, what a crash left open or half applied. Later also
+    /// what is open, and what an `apply` under way has not linked yet: reap from this list at a start
+    /// alone.
     public func orphans(limit: Int) throws(Errno) -> [InodeNumber] {
         try connection.all(
             """

@@ -172,7 +172,6 @@ public final class Transaction: Reader {
 
     // MARK: - Counts and settings
 
-    /// Without a query.
     public var counts: Counts { volatile.counts }
 
     private func countAll() throws(Errno) -> Counts {

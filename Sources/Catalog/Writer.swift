@@ -1,4 +1,5 @@
 internal import GRDBSQLite
+internal import Synchronization
 internal import SystemPackage
 
 /// The one connection that serves every read and write, inside an open transaction that the group
@@ -14,6 +15,10 @@ internal import SystemPackage
 /// is opened without a mutex of its own.
 final class Writer: @unchecked Sendable {
     let lock = Lock()
+    /// Held by the committing thread until it has `lock`: threads that take `lock` again and again
+    /// win every race for it against one that sleeps, for 90 ms and more.
+    private let turnstile = Lock()
+    private let isTurnstileClosed = Atomic<Bool>(false)
     private let connection: Connection
     private let transaction: Transaction
     private let options: Catalog.Options
@@ -44,7 +49,7 @@ final class Writer: @unchecked Sendable {
 
     /// - Returns: the body's result, and whether this operation began a batch.
     func perform<T>(_ body: (Transaction) throws -> T) throws -> (result: T, beganBatch: Bool) {
-        lock.lock()
+        enter()
         defer { lock.unlock() }
         guard failure == nil else { throw Errno.readOnlyFileSystem }
         try begin()
@@ -64,15 +69,32 @@ final class Writer: @unchecked Sendable {
         }
     }
 
-    func read<T>(_ body: (Reader) throws -> T) throws -> T {
+    /// Takes the lock, after a waiting group commit.
+    private func enter() {
+        if isTurnstileClosed.load(ordering: .relaxed) { turnstile.withLock {} }
         lock.lock()
+    }
+
+    func read<T>(_ body: (Reader) throws -> T) throws -> T {
+        enter()
         defer { lock.unlock() }
         try begin()
         return try body(transaction)
     }
 
+    var counts: Counts { lock.withLock { transaction.counts } }
+
     private func begin() throws(Errno) {
-        if !connection.isInTransaction { try control("BEGIN") }
+        guard !connection.isInTransaction else { return }
+        try control("BEGIN")
+        // Only after an error did SQLite end a batch by itself.
+        guard !connection.redo.isEmpty else { return }
+        do throws(SQLiteFailure) {
+            try connection.runAgain(connection.redo)
+        } catch {
+            fail(error)
+            throw .ioError
+        }
     }
 
     private func control(_ sql: StaticString) throws(Errno) {
@@ -104,12 +126,24 @@ final class Writer: @unchecked Sendable {
         }
     }
 
+    /// Ends the batch. Returns what is in it and before it, and the length of the log.
+    func endBatch() throws(Errno) -> (operation: UInt64, frames: Int32) {
+        turnstile.lock()
+        isTurnstileClosed.store(true, ordering: .relaxed)
+        lock.lock()
+        isTurnstileClosed.store(false, ordering: .relaxed)
+        turnstile.unlock()
+        defer { lock.unlock() }
+        try commit()
+        return (committed, walFrames)
+    }
+
     /// Ends the batch. With the lock held.
     ///
     /// - Throws: EIO once the catalog has failed.
     func commit() throws(Errno) {
         guard failure == nil else { throw .ioError }
-        guard connection.isInTransaction else { return }
+        try begin()
         do throws(SQLiteFailure) {
             try connection.control("COMMIT")
         } catch {

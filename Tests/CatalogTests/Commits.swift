@@ -103,3 +103,72 @@ func expectSame(_ a: Catalog, _ b: Catalog) throws {
         #expect(entry.links == right[id]?.links)
     }
 }
+
+/// Nodes 1 and 2; the first has a top directory.
+func withTwo(
+    _ body: (Catalog, Catalog, MemoryObjects) throws -> Void
+) throws {
+    try withDirectory { one in
+        try withDirectory { two in
+            let a = try openCatalog(one, options(node: 1))
+            defer { a.close() }
+            let b = try openCatalog(two, options(node: 2))
+            defer { b.close() }
+            try makeRoot(a)
+            try body(a, b, MemoryObjects())
+        }
+    }
+}
+
+func reapAll(_ catalog: Catalog) throws {
+    while let orphan = try catalog.read({ try $0.orphans(limit: 1) }).first {
+        #expect(try catalog.perform { try $0.reap(orphan) })
+    }
+}
+
+/// One operation out of many; some are impossible, and change nothing.
+func randomChange(_ catalog: Catalog, _ generator: inout SeededGenerator) throws {
+    var directories = [InodeNumber.root]
+    var index = 0
+    while index < directories.count {
+        let entries = try catalog.read {
+            try $0.list(directories[index], after: 0, limit: .max)
+        }
+        directories += entries.filter { $0.target.kind == .directory }.map(\.target.ino)
+        index += 1
+    }
+    let parent = directories.randomElement(using: &generator) ?? .root
+    let other = directories.randomElement(using: &generator) ?? .root
+    let text = "n\(Int.random(in: 0..<5, using: &generator))"
+    let newText = "n\(Int.random(in: 0..<5, using: &generator))"
+    let (one, two) = (try name(text), try name(newText))
+    let byte = UInt8.random(in: 0..<9, using: &generator)
+    let kind = Int.random(in: 0..<10, using: &generator)
+    let content = try byte < 4 ? Content.extents([extent(byte)]) : .inline([byte])
+    do {
+        switch kind {
+        case 0, 1: try catalog.make(text, in: parent)
+        case 2: try catalog.make(text, in: parent, .directory)
+        case 3: try catalog.move(text, in: parent, to: newText, into: other, .exchange)
+        case 4, 5: try catalog.move(text, in: parent, to: newText, into: other)
+        default:
+            try catalog.perform { transaction in
+                let inode = try transaction.lookup(parent, one)
+                switch kind {
+                case 6 where !inode.isDirectory:
+                    _ = try transaction.unlink(parent, one, now: time(2))
+                case 6: _ = try transaction.rmdir(parent, one, now: time(2))
+                case 7:
+                    _ = try transaction.setContent(
+                        inode.ino, content, modified: time(3), now: time(3))
+                case 8: _ = try transaction.link(inode.ino, other, two, now: time(4))
+                default:
+                    _ = try transaction.setXattr(
+                        inode.ino, Array("user.\(byte)".utf8), [byte], now: time(5))
+                }
+            }
+        }
+    } catch is Errno {
+        // Many are impossible; `ModelTests` says which.
+    }
+}
