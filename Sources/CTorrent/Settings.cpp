@@ -11,9 +11,11 @@ void set_network(lt::settings_pack& pack, ctorrent_options const& options) {
     using s = lt::settings_pack;
     std::string const address = options.listen_address;
     bool const v6 = address.find(':') != std::string::npos;
-    pack.set_str(s::listen_interfaces, (v6 ? "[" + address + "]" : address) + ":"
-                                           + std::to_string(options.port)
-                                           + (options.tls ? "s" : ""));
+    std::string const suffix = ":" + std::to_string(options.port) + (options.tls ? "s" : "");
+    // libtorrent's IPv6 sockets take no IPv4: every address is two.
+    pack.set_str(s::listen_interfaces,
+                 address == "::" ? "0.0.0.0" + suffix + ",[::]" + suffix
+                                 : (v6 ? "[" + address + "]" : address) + suffix);
     pack.set_bool(s::listen_system_port_fallback, false);
     pack.set_int(s::max_retry_port_bind, 0);
     pack.set_int(s::listen_queue_size, 3000);
@@ -21,7 +23,7 @@ void set_network(lt::settings_pack& pack, ctorrent_options const& options) {
     pack.set_bool(s::enable_lsd, false);
     pack.set_bool(s::enable_upnp, false);
     pack.set_bool(s::enable_natpmp, false);
-    pack.set_bool(s::enable_ip_notifier, false);
+    pack.set_bool(s::enable_ip_notifier, true);  // interfaces may come later
     pack.set_str(s::dht_bootstrap_nodes, "");
     pack.set_bool(s::announce_crypto_support, false);
     pack.set_bool(s::enable_outgoing_utp, false);

@@ -262,7 +262,8 @@ public final class Node: Sendable {
             return try Swarm(
                 SwarmConfiguration(
                     listenAddress: configuration.listenAddress ?? "::",
-                    port: configuration.port == 0 ? 0 : UInt16(configuration.port + 1),
+                    port: configuration.port == 0
+                        ? FreePort.find() : UInt16(configuration.port + 1),
                     transport: transport, infoSalt: membership.authority.infoSalt))
         } catch {
             throw NodeError("The port for content could not be opened: \(error). Choose another with --port.")
