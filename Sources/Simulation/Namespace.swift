@@ -27,7 +27,8 @@ public struct Namespace: Sendable {
         let top = Record(
             id: .root, ino: .root,
             content: Stamped(
-                BodyGroup(body: .directory, modified: Timestamp(seconds: 0, nanoseconds: 0)), stamp),
+                BodyGroup(body: .directory, modified: Timestamp(seconds: 0, nanoseconds: 0)),
+                stamp),
             mode: Stamped(0o755, stamp), owner: Stamped(Owner(uid: 0, gid: 0), stamp))
         self.init(records: [.root: top], entries: [:])
         dirtyRecords = [.root]

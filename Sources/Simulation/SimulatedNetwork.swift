@@ -2,8 +2,8 @@ internal import Volume
 
 /// Nodes, the links between them, and a clock: everything that happens follows from the seed.
 ///
-/// Announcements are late, lost and overtake each other; partitions come and go; wall clocks are off
-/// by minutes. Peers that can reach each other compare heads now and then.
+/// Announcements are late, lost and overtake each other; partitions come and go; wall clocks are
+/// off by minutes. Peers that can reach each other compare heads now and then.
 public struct SimulatedNetwork {
     public struct Configuration: Sendable {
         public var nodes = 5

@@ -2,8 +2,8 @@
 ///
 /// A node keeps the *announced* heads, reduced to the maximal ones, and applies their merge as a
 /// commit of its own that is replaced whenever the set changes. That commit leaves the node only as
-/// parent of a local commit, or, when no new head has come for a while that is longer for every node
-/// of a higher rank, to close the round. Others that hold the same set have made the same commit.
+/// parent of a local commit, or, when no new head has come for a while that is longer for nodes of
+/// a higher rank, to close the round. Others that hold the same set have made the same commit.
 ///
 /// | announced | applied | next |
 /// |---|---|---|
@@ -12,8 +12,9 @@
 /// | several | their merge | wait; when the round is over announce the merge, now the one head |
 /// | several | anything else | merge them |
 ///
-/// A local commit is announced before all else. A value without clock or I/O: the caller passes times
-/// of one monotonic clock, performs the action of `next` and reports it by `adopted` or `merged`.
+/// A local commit is announced before all else. A value without clock or I/O: the caller passes
+/// times of one monotonic clock, performs the action of `next` and reports it by `adopted` or
+/// `merged`.
 public struct HeadConvergence: Hashable, Sendable {
     public enum Action: Hashable, Sendable {
         /// Tell every peer that this is a head here.
@@ -92,7 +93,8 @@ public struct HeadConvergence: Hashable, Sendable {
 
     // MARK: What to do
 
-    /// - Parameter rank: this node's place among the ids of the nodes online, itself included, from 0.
+    /// - Parameter rank: this node's place among the ids of the nodes online, itself included,
+    ///   from 0.
     public mutating func next(at now: Duration, rank: Int) -> Action {
         if let commit = untold {
             untold = nil

@@ -1,8 +1,8 @@
 /// Step 1: the fragments of both sides and of every base, from their trees.
 ///
 /// Each base is walked against each side. What one of these walks met has a value on its two ends;
-/// what it did not meet is the same on both. From that follows the value in every tree of everything
-/// that any walk met, and the rest is the same in all of them.
+/// what it did not meet is the same on both. From that follows the value in every tree of all that
+/// any walk met, and the rest is the same in all of them.
 struct MergeExtraction {
     /// The sides first, then the bases.
     private(set) var fragments: [Fragment]

@@ -41,10 +41,10 @@ struct MergePairWalk<Source: TreeSource> {
 
     // MARK: Directories
 
-    /// Directories that vanish or appear are held back until all pairs are walked: one that did both
-    /// has moved. What stays alone is opened level by level on both ends, for a moved directory may
-    /// have left a deleted one or entered a new one; a directory whose counterpart was opened already
-    /// is opened at once, so that the two meet again one level below.
+    /// Directories that vanish or appear are held back until all pairs are walked: one that did
+    /// both has moved. What stays alone is opened level by level on both ends, for a moved
+    /// directory may have left a deleted one or entered a new one; a directory whose counterpart
+    /// was opened already is opened at once, so that the two meet again one level below.
     private mutating func walkDirectories(_ before: ObjectID?, _ after: ObjectID) throws {
         // The top directory is always passed: whatever is written hangs from it.
         let right = try meet(after, at: nil, .new)

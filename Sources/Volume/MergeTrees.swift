@@ -3,8 +3,8 @@
 /// Deterministic and symmetric; the rules are those of `Merge`. The new objects go to the sink; the
 /// source need not show them.
 /// - Parameter bases: empty when the commits have nothing in common, which errs towards keeping.
-/// - Throws: `InvalidTree` when a tree is not what a valid commit has, `UpgradeNeeded`, and what source
-///   and sink throw.
+/// - Throws: `InvalidTree` when a tree is not what a valid commit has, `UpgradeNeeded`, and what
+///   source and sink throw.
 public func mergeTrees<Sink: TreeSink>(
     _ a: ObjectID, _ b: ObjectID, bases: [ObjectID], source: some TreeSource, sink: inout Sink
 ) throws -> ObjectID {

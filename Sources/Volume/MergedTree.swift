@@ -84,6 +84,7 @@ struct MergedTree<Source: TreeSource>: LiveState {
     }
 
     func tree(of directory: LineageID) -> ObjectID? {
-        trees[directory] ?? surroundings.found[directory]?.tree
+        // A scan finds directories of one side that the patched one may lack.
+        known.contains(directory) ? trees[directory] : surroundings.found[directory]?.tree
     }
 }

@@ -31,8 +31,8 @@ struct MergeHistory {
     var orderDependent = 0
     var merges = 0
 
-    /// - Parameter prepared: operations before the nodes part, so that much of the volume is the same
-    ///   on all of them.
+    /// - Parameter prepared: operations before the nodes part, so that much of the volume is the
+    ///   same on all of them.
     init(seed: UInt64, nodes count: Int = 5, prepared: Int = 0, defects: MergeDefects = []) {
         operations = RandomOperations(seed: seed)
         self.defects = defects

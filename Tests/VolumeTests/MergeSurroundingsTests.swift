@@ -93,6 +93,29 @@ import Testing
         #expect(merged == ["a/": "", "b/": "", "c/": "", "c/f": "f"])
     }
 
+    @Test("A last link is sought while a directory returns to the side that removed it")
+    func scanBesideReturn() throws {
+        let scenario = MergeScenario {
+            for name in ["a", "b", "c", "d"] { $0.directory(name) }
+            $0.file("a/f", "f")
+            $0.link("a/f", "b/f")
+            $0.link("a/f", "c/f")
+            for number in 0..<9 { $0.file("d/\(number)", "\(number)") }
+        }
+        // Each side once the one that keeps the directory, for only one of them is scanned.
+        for keeper in ["a", "b"] {
+            func change(_ side: inout MergeScenario.Side, _ name: String) {
+                side.remove(name + "/f")
+                if name == keeper { side.file("d/n", "n") } else { side.removeTree("d") }
+            }
+            let merged = try scenario.merge({ change(&$0, "a") }, { change(&$0, "b") })
+            #expect(
+                merged == [
+                    "a/": "", "b/": "", "c/": "", "c/f": "f", "d/": "", "d/n": "n",
+                ])
+        }
+    }
+
     @Test("A directory sent to the top meets what holds the name there")
     func topIsTaken() throws {
         // Two moves that each close a cycle, and the old parents are gone.
