@@ -1,0 +1,85 @@
+import Testing
+
+@testable import Volume
+
+@Suite struct HeadConvergenceTests {
+    /// 0 below 1, 2 and 3; 4 merges 1 and 2; 5 is a change on 4; 6 merges 1, 2 and 3.
+    private let graph = NumberedGraph(
+        parents: [[], [], [], [0], [0], [0], [3, 4], [], [], [6], [], [], [3, 4, 5]])
+    private let base = NumberedGraph.id(0)
+    private let one = NumberedGraph.id(3)
+    private let two = NumberedGraph.id(4)
+    private let three = NumberedGraph.id(5)
+    private let merge = NumberedGraph.id(6)
+    private let onMerge = NumberedGraph.id(9)
+    private let mergeOfThree = NumberedGraph.id(12)
+
+    @Test("One head is adopted, and nothing is told")
+    func adopt() throws {
+        var heads = HeadConvergence(applied: base, at: .zero)
+        #expect(heads.next(at: .zero, rank: 0) == .wait(until: nil))
+        try heads.received([one], at: .zero, graph: graph)
+        #expect(heads.next(at: .zero, rank: 0) == .adopt(one))
+        heads.adopted(one)
+        #expect(heads.next(at: .zero, rank: 0) == .wait(until: nil))
+        try heads.received([base], at: .zero, graph: graph)
+        #expect(heads.announced == [one])
+    }
+
+    /// A node that holds 1 and 2 and has merged them at time zero.
+    private func merged() throws -> HeadConvergence {
+        var heads = HeadConvergence(applied: base, at: .zero)
+        try heads.committed(one, at: .zero, graph: graph)
+        #expect(heads.next(at: .zero, rank: 0) == .announce(one))
+        try heads.received([two], at: .zero, graph: graph)
+        #expect(heads.next(at: .zero, rank: 0) == .merge([one, two].sorted()))
+        heads.merged([one, two].sorted(), into: merge)
+        return heads
+    }
+
+    @Test("A merge stays at home until the round is over, longer for a higher rank")
+    func close() throws {
+        var heads = try merged()
+        #expect(heads.next(at: .milliseconds(299), rank: 0) == .wait(until: .milliseconds(300)))
+        #expect(heads.next(at: .milliseconds(300), rank: 2) == .wait(until: .milliseconds(500)))
+        #expect(heads.announced == [one, two].sorted())
+        #expect(heads.next(at: .milliseconds(300), rank: 0) == .announce(merge))
+        #expect(heads.announced == [merge])
+        #expect(heads.next(at: .milliseconds(300), rank: 0) == .wait(until: nil))
+    }
+
+    @Test("Another node's close ends the round without a word")
+    func closedElsewhere() throws {
+        var heads = try merged()
+        try heads.received([merge], at: .milliseconds(200), graph: graph)
+        #expect(heads.next(at: .milliseconds(900), rank: 3) == .wait(until: nil))
+        #expect(heads.announced == [merge] && heads.applied == merge)
+    }
+
+    @Test("A merge is replaced when another head comes, and the round begins anew")
+    func replaced() throws {
+        var heads = try merged()
+        try heads.received([three], at: .milliseconds(250), graph: graph)
+        let all = [one, two, three].sorted()
+        #expect(heads.next(at: .milliseconds(400), rank: 0) == .merge(all))
+        heads.merged(all, into: mergeOfThree)
+        #expect(heads.next(at: .milliseconds(400), rank: 0) == .wait(until: .milliseconds(550)))
+        #expect(heads.next(at: .milliseconds(550), rank: 0) == .announce(mergeOfThree))
+    }
+
+    @Test("A merge leaves as the parent of a local commit")
+    func parent() throws {
+        var heads = try merged()
+        try heads.committed(onMerge, at: .milliseconds(10), graph: graph)
+        #expect(heads.next(at: .milliseconds(10), rank: 4) == .announce(onMerge))
+        #expect(heads.announced == [onMerge])
+        #expect(heads.next(at: .milliseconds(10), rank: 4) == .wait(until: nil))
+    }
+
+    @Test("A node that starts on a merge closes its round like any other")
+    func restart() {
+        var heads = HeadConvergence(applied: merge, merging: [two, one], at: .zero)
+        #expect(heads.next(at: .zero, rank: 0) == .wait(until: .milliseconds(300)))
+        #expect(heads.next(at: .milliseconds(300), rank: 0) == .announce(merge))
+    }
+}
