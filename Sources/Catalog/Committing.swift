@@ -92,13 +92,10 @@ extension Transaction {
     /// A commit of the state that `dirtyState` was taken from is durable: it is what the rows represent
     /// now. Marks of later changes stay.
     ///
-    /// - Precondition: `base`, the commit that `dirtyState` and `outcome` are relative to, is still
-    ///   applied: committing and applying take turns.
+    /// Committing and applying take turns: nothing may have been applied since `dirtyState`.
     public func committed(
-        _ outcome: CommitOutcome, as commit: ObjectID, onto base: ObjectID?, through version: UInt64
+        _ outcome: CommitOutcome, as commit: ObjectID, through version: UInt64
     ) throws(Errno) {
-        let applied = try applied()
-        precondition(applied == base, "another commit was applied meanwhile")
         try setApplied(commit)
         try setTrees(outcome.trees)
         try connection.run("DELETE FROM dirty_place WHERE version <= ?", version)

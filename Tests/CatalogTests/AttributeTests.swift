@@ -13,9 +13,7 @@ struct AttributeTests {
         let version = try catalog.read { try $0.dirtyState() }.version
         let commit = try #require(ObjectID(bytes: Array(repeating: 1, count: 20)))
         let outcome = try commitOfNothing()
-        try catalog.perform {
-            try $0.committed(outcome, as: commit, onto: $0.applied(), through: version)
-        }
+        try catalog.perform { try $0.committed(outcome, as: commit, through: version) }
         #expect(try dirty(catalog).isEmpty)
     }
 

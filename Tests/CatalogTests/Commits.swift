@@ -17,7 +17,7 @@ func commit(
     _ catalog: Catalog, _ objects: MemoryObjects, adopting: Bool = true
 ) throws -> ObjectID {
     try catalog.flush()
-    let (outcome, base, version) = try catalog.snapshot { snapshot in
+    let (outcome, version) = try catalog.snapshot { snapshot in
         let dirty = try snapshot.dirtyState()
         let base = try snapshot.applied()
         var sink = objects
@@ -25,11 +25,9 @@ func commit(
             onto: base, dirty: dirty.dirty, live: snapshot,
             settings: snapshot.settings() ?? settings,
             nodes: snapshot.nodeDescriptions(), adopting: adopting, source: objects, sink: &sink)
-        return (outcome, base, dirty.version)
+        return (outcome, dirty.version)
     }
-    try catalog.perform {
-        try $0.committed(outcome, as: outcome.root, onto: base, through: version)
-    }
+    try catalog.perform { try $0.committed(outcome, as: outcome.root, through: version) }
     return outcome.root
 }
 

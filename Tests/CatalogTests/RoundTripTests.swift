@@ -136,9 +136,7 @@ struct RoundTripTests {
             }
             try a.make("doc")
             try a.make("other")
-            try a.perform {
-                try $0.committed(outcome, as: outcome.root, onto: first, through: version)
-            }
+            try a.perform { try $0.committed(outcome, as: outcome.root, through: version) }
             #expect(try a.read { try $0.isDirty() })
             _ = try pull(outcome.root, into: b, objects)
             #expect(try b.names() == ["doc"])
