@@ -1,0 +1,119 @@
+import ArgumentParser
+import Foundation
+import Node
+import Synchronization
+import SystemPackage
+
+/// `delugefs wait`
+struct Wait: ParsableCommand {
+    static let configuration = CommandConfiguration(
+        abstract: "Wait until what was written is safe elsewhere.",
+        discussion: """
+            Returns when every file closed on this node before is committed and all peers that are \
+            online have taken that in; with --replicated, when every file in the volume has its \
+            target copies, confirmed by their holders. Exits with 1 at once if too few disks are \
+            online for that, and with 75 when the timeout has passed.
+            """)
+
+    @OptionGroup var node: NodeOptions
+
+    @Flag(help: "Wait for every file's target copies.")
+    var replicated = false
+
+    @Option(
+        help: ArgumentHelp("Give up after this. (default: never)", valueName: "seconds"),
+        transform: Arguments.seconds)
+    var timeout: Double?
+
+    func run() throws {
+        let conversation = NodeConversation(root: try node.directory())
+        let progress = WaitProgress(conversation: conversation)
+        progress.start()
+        let message = ControlMessage.Wait(replicated: replicated, timeoutSeconds: timeout)
+        let reply: ControlMessage.WaitReply
+        do {
+            reply = try conversation.decoded(
+                ControlMessage.WaitReply.self,
+                try conversation.post("/v1/wait", message, timeout: nil))
+            progress.end()
+        } catch {
+            progress.end()
+            throw error
+        }
+        let text = Terminal.visible(reply.text)
+        switch reply.outcome {
+        case .done:
+            guard Terminal.outputIsTerminal else { return }
+            Terminal.print(
+                replicated
+                    ? "Every file has its copies."
+                    : "Everything closed here is committed, and known to all peers online.")
+        case .timedOut:
+            throw Failure(
+                text.isEmpty
+                    ? "Not every file has its copies yet; `delugefs status` shows what is missing."
+                    : text,
+                exitCode: .timedOut)
+        case .impossible: throw Failure(text)
+        }
+    }
+}
+
+/// What is left, while the wait goes on: on a terminal in one line, else a line whenever it changed.
+private final class WaitProgress: Sendable {
+    private let conversation: NodeConversation
+    /// The line shown last; nil at the end.
+    private let shown = Mutex<String?>("")
+
+    init(conversation: NodeConversation) { self.conversation = conversation }
+
+    func start() {
+        let thread = Thread { [self] in
+            let pause = Terminal.outputIsTerminal ? 0.5 : 5
+            repeat { Thread.sleep(forTimeInterval: pause) } while show()
+        }
+        thread.name = "progress"
+        thread.start()
+    }
+
+    /// Nothing is printed after this.
+    func end() {
+        shown.withLock { shown in
+            if Terminal.outputIsTerminal, shown?.isEmpty == false { write("\r\u{1B}[K") }
+            shown = nil
+        }
+    }
+
+    private func show() -> Bool {
+        let line = (try? conversation.get("/v1/status"))
+            .flatMap { try? conversation.decoded(Status.self, $0) }.map(line)
+        return shown.withLock { shown in
+            guard let before = shown else { return false }
+            guard let line, line != before else { return true }
+            shown = line
+            write(Terminal.outputIsTerminal ? "\r\u{1B}[K\(line)" : "\(line)\n")
+            return true
+        }
+    }
+
+    private func line(_ status: Status) -> String {
+        var parts: [String] = []
+        if status.unpublished > 0 {
+            parts.append("\(Quantity.count(status.unpublished, "file")) to publish")
+        }
+        let lacking = status.contents.underReplicated
+        if lacking.files > 0 {
+            parts.append(
+                "\(Quantity.count(lacking.files, "file")) (\(Quantity.bytes(lacking.bytes))) with less than \(status.copiesTarget) copies"
+            )
+        }
+        let rate = status.transfers.reduce(0) { $0 + $1.bytesPerSecond }
+        if rate > 0 { parts.append("\(Quantity.bytes(rate))/s") }
+        if let seconds = status.repair.etaSeconds, seconds > 0 {
+            parts.append("about \(Quantity.duration(seconds: seconds)) left")
+        }
+        return parts.isEmpty ? "waiting for the peers" : parts.joined(separator: ", ")
+    }
+
+    private func write(_ text: String) { Terminal.print(bytes: Array(text.utf8)) }
+}
