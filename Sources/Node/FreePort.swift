@@ -7,7 +7,10 @@ import SystemPackage
 /// peers are told one number. Somebody else may take it before it is used: the start then fails and
 /// says so.
 enum FreePort {
-    static func find() throws(Errno) -> UInt16 {
+    static func isFree(_ port: UInt16) -> Bool { (try? find(port)) == port }
+
+    /// - Parameter wanted: 0 for any.
+    static func find(_ wanted: UInt16 = 0) throws(Errno) -> UInt16 {
         let descriptor = socket(AF_INET6, Int32(SOCK_STREAM.rawValue), 0)
         if descriptor >= 0 {
             defer { close(descriptor) }
@@ -17,6 +20,7 @@ enum FreePort {
                 socklen_t(MemoryLayout<Int32>.size))
             var address = sockaddr_in6()
             address.sin6_family = sa_family_t(AF_INET6)
+            address.sin6_port = wanted.bigEndian
             if let port = bound(descriptor, &address) { return port.sin6_port.bigEndian }
         }
         let plain = socket(AF_INET, Int32(SOCK_STREAM.rawValue), 0)
@@ -24,6 +28,7 @@ enum FreePort {
         defer { close(plain) }
         var address = sockaddr_in()
         address.sin_family = sa_family_t(AF_INET)
+        address.sin_port = wanted.bigEndian
         guard let port = bound(plain, &address) else { throw Errno(rawValue: errno) }
         return port.sin_port.bigEndian
     }

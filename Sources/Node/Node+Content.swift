@@ -14,6 +14,8 @@ extension Node {
     /// Free space that clones leave to this disk's own writers.
     static let cloneReserveBytes: UInt64 = 256 << 20
     static let housekeepingInterval = Duration.seconds(2)
+    /// Between counts of what only history holds.
+    static let roundsPerCount = 30
 
     // MARK: Peers
 
@@ -87,11 +89,19 @@ extension Node {
     }
 
     func keepHouse() async {
+        var round = 0
         while !Task.isCancelled {
-            try? await Task.sleep(for: Self.housekeepingInterval)
             do {
                 try await Blocking.run { [replicator] in try replicator.settle() }
+                if round % Self.roundsPerCount == 0 {
+                    let bytes = try await Blocking.run { [catalog] in
+                        try catalog.unreferencedBytes()
+                    }
+                    running.withLock { $0.historyBytes = bytes }
+                }
             } catch { logger.warning("housekeeping: \(error)") }
+            round += 1
+            try? await Task.sleep(for: Self.housekeepingInterval)
         }
     }
 
@@ -100,7 +110,8 @@ extension Node {
     func statistics() -> VolumeStatistics {
         let peers = mesh.peers.filter(\.isOnline)
         let copies = UInt64(max(1, min(settings.copies, peers.count + 1)))
-        let localFree = (try? store.freeBytes()) ?? 0
+        // What only history holds is given up before any writer would see a full disk.
+        let localFree = ((try? store.freeBytes()) ?? 0) + running.withLock { $0.historyBytes }
         let capacity = peers.reduce(capacityBytes) { $0 + $1.hello.capacityBytes }
         let free = peers.reduce(min(localFree, capacityBytes)) { $0 + $1.hello.freeBytes }
         let counts = (try? catalog.perform { $0.counts }) ?? Counts()
@@ -133,6 +144,22 @@ extension Node {
                 online: node == identity.node || mesh.peer(node)?.isOnline == true,
                 complete: whole.count == extents.count,
                 stored: states.allSatisfy { $0 == .stored })
+        }
+    }
+}
+
+extension Catalog {
+    /// Bytes of complete content here that no file has.
+    fileprivate func unreferencedBytes() throws -> UInt64 {
+        var bytes: UInt64 = 0
+        var after: Int64 = 0
+        while true {
+            let batch = try read { try $0.holdings(after: after, limit: 1000) }
+            guard let last = batch.last else { return bytes }
+            after = last.number
+            for holding in batch where !holding.isReferenced {
+                if [.cached, .stored].contains(holding.state) { bytes += holding.extent.length }
+            }
         }
     }
 }

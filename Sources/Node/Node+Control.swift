@@ -141,7 +141,7 @@ extension Node {
     }
 
     /// The name of an online peer that has not taken in a commit; nil when all have.
-    private func unacknowledged(_ head: ObjectID) async -> String? {
+    func unacknowledged(_ head: ObjectID) async -> String? {
         for peer in mesh.peers where peer.isOnline {
             if peer.hello.head == head { continue }
             let body = try? JSONEncoder().encode(PeerMessage.HasCommit(commit: "\(head)"))

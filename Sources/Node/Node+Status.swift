@@ -18,7 +18,9 @@ extension Node {
     }
 
     func status() -> Status {
-        let (state, mount) = running.withLock { ($0.state, $0.mount) }
+        let (state, mount, historyBytes) = running.withLock {
+            ($0.state, $0.mount, $0.historyBytes)
+        }
         let free = (try? store.freeBytes()) ?? 0
         let lacking = replicator.lacking
         let counts = (try? catalog.perform { $0.counts }) ?? Counts()
@@ -33,7 +35,7 @@ extension Node {
             passthrough: mount?.session.features.map { $0.passthrough != .none } ?? false,
             transport: settings.transport.rawValue, head: timeline.applied?.description ?? "",
             unpublished: publisher.unpublished, capacityBytes: capacityBytes,
-            usedBytes: stored.1 + cached.1, freeBytes: free, historyBytes: 0,
+            usedBytes: stored.1 + cached.1, freeBytes: free, historyBytes: historyBytes,
             copiesTarget: settings.copies, problems: problems(lacking), peers: peers(),
             contents: Status.Contents(
                 files: Int(counts.files), bytes: counts.bytes,
@@ -81,10 +83,16 @@ extension Node {
                 code: $0.code.rawValue, since: Self.iso8601(milliseconds: $0.sinceMilliseconds),
                 text: $0.text)
         }
-        let now = Self.iso8601(milliseconds: Int64(Monotonic.wallMilliseconds))
+        let now = Int64(Monotonic.wallMilliseconds)
+        let known = running.withLock { $0.problemsSince }
+        var current: [String: Int64] = [:]
         func add(_ code: String, _ text: String) {
-            problems.append(Status.Problem(code: code, since: now, text: text))
+            let since = known[code] ?? now
+            current[code] = since
+            problems.append(
+                Status.Problem(code: code, since: Self.iso8601(milliseconds: since), text: text))
         }
+        defer { running.withLock { [current] in $0.problemsSince = current } }
         if catalog.hasFailed {
             add("catalog-failed", "The catalog could not be written: the volume is read-only here. Make room on the disk and restart the node.")
         }

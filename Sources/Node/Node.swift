@@ -54,7 +54,10 @@ public final class Node: Sendable {
         var replication: Task<Void, Never>?
         var housekeeping: Task<Void, Never>?
         var state = "starting"
-        var failure: String?
+        /// Since when each problem has been there, by code; milliseconds since 1970.
+        var problemsSince: [String: Int64] = [:]
+        /// Local content that no file has any more.
+        var historyBytes: UInt64 = 0
     }
 
     let running = Mutex(Running())
@@ -159,6 +162,7 @@ public final class Node: Sendable {
         authority = membership.authority
         let origin = try await Origin.find(configuration, root, membership, mesh)
 
+        try RootDirectory.checkPorts(configuration)
         try root.make()
         store = try Node.openStore(root.path)
         file = VolumeFile(
@@ -397,7 +401,7 @@ public final class Node: Sendable {
             publisher.stop()
             timeline.stop()
         }
-        mesh.pokeAll()
+        await handOver()
         parts.discovery?.stop()
         await exchange.stop()
         await swarm.stop()
@@ -405,6 +409,20 @@ public final class Node: Sendable {
         await parts.control?.stop()
         await threads.stop()
         _ = try? await Blocking.run { [catalog] in catalog.close() }
+    }
+}
+
+extension Node {
+    /// How long a stopping node waits for its peers to take in its last changes.
+    static let handOverTimeout = Duration.seconds(2)
+
+    private func handOver() async {
+        mesh.pokeAll()
+        guard let head = timeline.announced else { return }
+        let deadline = ContinuousClock.now + Self.handOverTimeout
+        while ContinuousClock.now < deadline, await unacknowledged(head) != nil {
+            try? await Task.sleep(for: Self.waitPoll)
+        }
     }
 }
 

@@ -109,6 +109,14 @@ struct RootDirectory {
         return result
     }
 
+    /// The bulk port is opened late; a taken one is noticed before anything is written.
+    static func checkPorts(_ configuration: Configuration) throws {
+        guard configuration.port != 0 else { return }
+        guard let port = UInt16(exactly: configuration.port + 1), FreePort.isFree(port) else {
+            throw NodeError("Port \(configuration.port + 1), for content, is taken. Choose another with --port: it and the one after it are used.")
+        }
+    }
+
     // MARK: Mount point
 
     /// - Returns: the mount point, and whether it has to be made.
@@ -117,6 +125,12 @@ struct RootDirectory {
     ) throws -> (FilePath, isMissing: Bool)? {
         guard let given = configuration.mountPoint else { return nil }
         let path = try recovered(given)
+        guard access("/dev/fuse", R_OK | W_OK) == 0 || errno == ENOENT else {
+            throw NodeError("/dev/fuse cannot be opened by this user. Run as root, or once: sudo chmod 666 /dev/fuse")
+        }
+        guard access("/dev/fuse", F_OK) == 0 else {
+            throw NodeError("/dev/fuse is missing: this kernel has no FUSE. Load it with `modprobe fuse`, or start without --mount.")
+        }
         guard !root.starts(with: path) else {
             throw NodeError("The root \(root) would lie inside the mount \(path). Mount somewhere else.")
         }

@@ -45,11 +45,12 @@ public struct Status: Codable, Sendable {
 
     public struct Repair: Codable, Sendable {
         public var bytesLeft: UInt64
-        public var etaSeconds: Double?
+        /// nil: not known yet.
+        @ExplicitNull public var etaSeconds: Double?
     }
 
     public struct Scrub: Codable, Sendable {
-        public var lastCompleted: String?
+        @ExplicitNull public var lastCompleted: String?
         public var bytesChecked: UInt64
         public var errorsFound: Int
         public var errorsRepaired: Int
@@ -61,7 +62,7 @@ public struct Status: Codable, Sendable {
     public var machine: String
     public var state: String
     public var version: String
-    public var mount: String?
+    @ExplicitNull public var mount: String?
     public var passthrough: Bool
     public var transport: String
     public var head: String
@@ -97,4 +98,22 @@ public struct Whereabouts: Codable, Sendable {
     public var target: Int
     public var copies: Int
     public var holders: [Holder]
+}
+
+/// An optional that is written as `null` instead of being left out: readers rely on the field.
+@propertyWrapper
+public struct ExplicitNull<Value: Codable & Sendable>: Codable, Sendable {
+    public var wrappedValue: Value?
+
+    public init(wrappedValue: Value?) { self.wrappedValue = wrappedValue }
+
+    public init(from decoder: any Decoder) throws {
+        let container = try decoder.singleValueContainer()
+        wrappedValue = container.decodeNil() ? nil : try container.decode(Value.self)
+    }
+
+    public func encode(to encoder: any Encoder) throws {
+        var container = encoder.singleValueContainer()
+        if let wrappedValue { try container.encode(wrappedValue) } else { try container.encodeNil() }
+    }
 }
