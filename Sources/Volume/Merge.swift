@@ -34,7 +34,10 @@ struct Merge<Surroundings: MergeSurroundings> {
         var merge = Merge(input: input, surroundings: surroundings)
         try merge.decideSurvival()
         merge.returnDirectories()
-        if !input.defects.contains(.cyclesIgnored) { merge.undoCycles() }
+        if !input.defects.contains(.cyclesIgnored) {
+            merge.undoCycles()
+            merge.limitDepth()
+        }
         merge.state.indexNames()
         for place in merge.arrivals { try merge.admitEntry(at: place) }
         try merge.placeCopies()
@@ -128,6 +131,12 @@ struct Merge<Surroundings: MergeSurroundings> {
         for name in Set(a.xattrs.keys).union(b.xattrs.keys) {
             united[name] = survivor(
                 a.xattrs[name], b.xattrs[name], bases: bases.map { $0?.xattrs[name] })
+        }
+        // Each side is within the limits of a record; together they may not be.
+        let bytes = united.reduce(0) { $0 + 3 * $1.key.count + 2 * $1.value.value.count + 64 }
+        if bytes > Limits.recordBytesMax / 2, united != a.xattrs, united != b.xattrs {
+            let isLater = (a.newestStamp, a.mode.stamp) > (b.newestStamp, b.mode.stamp)
+            return isLater ? a.xattrs : b.xattrs
         }
         return united
     }

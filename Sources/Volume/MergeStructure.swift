@@ -45,6 +45,50 @@ extension Merge {
         }
     }
 
+    /// Moves that are fine each may put directories deeper than any commit may have them: the latest
+    /// on the way up goes to the top. A merge of valid commits never fails.
+    mutating func limitDepth() {
+        var depths: [LineageID: Int] = [.root: 0]
+        for id in state.inodes.values.filter(\.isDirectory).map(\.id).sorted() {
+            while true {
+                let path = pathToTop(of: id, until: depths)
+                let known = path.last.flatMap { parent(of: $0) }.flatMap { depths[$0] } ?? 0
+                if known + path.count <= Limits.directoryDepthMax {
+                    for (height, id) in path.reversed().enumerated() {
+                        depths[id] = known + height + 1
+                    }
+                    break
+                }
+                let whole = pathToTop(of: id, until: [.root: 0])
+                let movable = whole.filter { parent(of: $0) != .root }
+                guard let latest = movable.max(by: { isEarlierMove($0, $1) }),
+                    let link = state.inodes[latest]?.newestLink
+                else { break }
+                let place = Place(directory: .root, name: link.place.name)
+                state.inodes[latest]?.links[link.link.id]?.place = place
+                arrivals.append(place)
+                depths = [.root: 0]
+            }
+        }
+    }
+
+    private func parent(of directory: LineageID) -> LineageID? {
+        state.inodes[directory]?.newestLink?.place.directory
+    }
+
+    /// A directory and those above it, as far as the first whose depth is known.
+    private func pathToTop(
+        of id: LineageID, until depths: [LineageID: Int]
+    ) -> [LineageID] {
+        var path: [LineageID] = []
+        var at = id
+        while depths[at] == nil, let parent = parent(of: at) {
+            path.append(at)
+            at = parent
+        }
+        return path
+    }
+
     private func isEarlierMove(_ a: LineageID, _ b: LineageID) -> Bool {
         guard let first = state.inodes[a]?.newestLink, let second = state.inodes[b]?.newestLink
         else { return a < b }

@@ -52,6 +52,16 @@ struct MergeScenario {
             expect(done, path)
         }
 
+        /// Directories of one name, each in the one before.
+        mutating func chain(_ name: String, depth: Int) {
+            var at = place(name)
+            for _ in 0..<depth {
+                let (id, stamp) = next()
+                expect(space.create(.directory, at: at, id: id, link: id, stamp: stamp), name)
+                at = Place(directory: LineageID(rawValue: id), name: at.name)
+            }
+        }
+
         mutating func edit(_ path: String, _ text: String) {
             let content = Content.inline(Array(text.utf8))
             expect(space.write(content, to: id(path), stamp: next().stamp), path)

@@ -116,6 +116,23 @@ import Testing
         }
     }
 
+    @Test("Moves that together go too deep: the later one goes to the top")
+    func depth() throws {
+        let scenario = MergeScenario { side in
+            for name in ["x", "y", "z"] { side.chain(name, depth: 700) }
+        }
+        func bottom(_ name: String) -> String {
+            Array(repeating: name, count: 700).joined(separator: "/")
+        }
+        let a = scenario.a { $0.rename("y", bottom("x") + "/y") }
+        let b = scenario.b {
+            $0.file(bottom("z") + "/f", "f")
+            $0.rename("z", bottom("y") + "/z")
+        }
+        let merged = try MergeScenario.merge(a, b, bases: [Fragment(scenario.base)])
+        #expect(merged.values.filter { $0.firstLink?.place.directory == .root }.count == 2)
+    }
+
     @Test("A directory sent to the top meets what holds the name there")
     func topIsTaken() throws {
         // Two moves that each close a cycle, and the old parents are gone.
