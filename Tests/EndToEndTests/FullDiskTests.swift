@@ -1,0 +1,91 @@
+import Glibc
+import Testing
+
+extension EndToEnd {
+    @Suite("Full disks", .serialized, .timeLimit(.minutes(5)))
+    struct FullDisks {
+        /// Creates small files until it is told to end; notes each acknowledged one in `$1`.
+        private static let storm = """
+            mkdir -p small
+            for i in {1..100000}; do
+                test -e "$2" && exit 0
+                { echo "content $i" >small/$i; } 2>>"$1.errors" && echo $i >>"$1" || sleep 0.02
+            done
+            """
+
+        @Test("A writer that fills the disk gets ENOSPC, and no acknowledged name is lost")
+        func storm() async throws {
+            try await Workshop.open { workshop in
+                let host = try await Network(workshop).host()
+                let disk = try await Disk(workshop, "small", .ext4(megabytes: 700))
+                let node = try NodeProcess("a", on: host, disk: disk)
+                try await node.create()
+                let ledger = try workshop.write("", to: "ledger")
+                let end = "\(workshop.directory)/end"
+                let storm = try host.spawn(
+                    Shell.bash("cd \"$3\"; set +e\n\(Self.storm)", [ledger, end, node[""]]),
+                    log: "\(workshop.directory)/storm.log")
+                let large = try await node.sh(
+                    "dd if=/dev/urandom of=large bs=1M count=2000 2>&1", timeout: Bounds.transfer)
+                #expect(!large.isSuccess)
+                #expect(large.output.contains("No space left on device"), "\(large.report)")
+                try await Task.sleep(for: .seconds(1))
+                _ = try workshop.write("", to: "end")
+                #expect(try await storm.wait(Bounds.command) == 0)
+                let kept = try await Self.check(node, ledger)
+                print("\(kept) acknowledged names, all there; dd: \(large.output.suffix(120))")
+                try await node.sh("rm large", timeout: Bounds.command).succeeded()
+                try await eventually("writing goes on", within: Bounds.offline) {
+                    try await node.sh("echo again >again").isSuccess
+                }
+                try await node.settle()
+                try await node.stop()
+                try await node.start()
+                #expect(try await Self.check(node, ledger) == kept)
+                #expect(try await node.sh("cat again").output == "again\n")
+                try await node.checkHistory()
+            }
+        }
+
+        private static func check(_ node: NodeProcess, _ ledger: String) async throws -> Int {
+            let outcome = try await node.sh(
+                "while read -r i; do test \"$(<small/$i)\" = \"content $i\" || { echo lost $i; exit 1; }; done <\"$1\"; wc -l <\"$1\"",
+                ledger, timeout: Bounds.transfer
+            ).succeeded()
+            return Int(outcome.line) ?? 0
+        }
+
+        @Test("A full node refuses a clone and another one takes it")
+        func cloneElsewhere() async throws {
+            try await Workshop.open { workshop in
+                let source = try await workshop.randomFile("source", bytes: 96 << 20, seed: 9)
+                let network = try await Network(workshop)
+                let (one, two) = (try await network.host(), try await network.host())
+                let small = try await Disk(workshop, "small", .ext4(megabytes: 900))
+                // Another machine is always preferred: without a refusal it would be the small one.
+                let a = try NodeProcess("a", on: one, home: "one", options: ["--machine", "one"])
+                let b = try NodeProcess("b", on: one, home: "one", options: ["--machine", "one"])
+                let c = try NodeProcess("c", on: two, disk: small, options: ["--machine", "two"])
+                try await a.create()
+                try await b.start()
+                try await c.join(a)
+                try await a.waitForPeers("b", "c")
+                // What is left free is enough to go on, and too little for the file on top.
+                try await two.sh(
+                    "cd \"$1\"; fallocate -l $(($(df --output=avail -B1M . | tail -1) - 310))M filler",
+                    small.path
+                ).succeeded()
+                try await a.sh("cp \"$1\" file", source, timeout: Bounds.transfer).succeeded()
+                try await eventually("the other large disk has it", within: Bounds.replicated) {
+                    let file = try await a.whereIs("file")
+                    guard Set(file.stored.map(\.name)) == ["a", "b"] else {
+                        throw Failure("\(file)")
+                    }
+                    return true
+                }
+                #expect(try await c.sha256("file") == Shell.sha256(source), "It is still readable.")
+                try await c.sh("echo fits >fits; cat fits").succeeded()
+            }
+        }
+    }
+}
