@@ -92,7 +92,7 @@ let adapterTests: [Target] = [
     tests("MeshTests", ["Mesh", "Volume", system, crypto]),
     tests("CatalogTests", ["Catalog", "Volume", "Simulation", system]),
     tests("StoreTests", ["Store", "Volume", system]),
-    tests("EndToEndTests", []),
+    tests("EndToEndTests", ["delugefs"]),
 ]
 
 let coreOnly = ProcessInfo.processInfo.environment["DELUGEFS_CORE_ONLY"] != nil
