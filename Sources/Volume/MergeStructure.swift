@@ -45,8 +45,8 @@ extension Merge {
         }
     }
 
-    /// Moves that are fine each may put directories deeper than any commit may have them: the latest
-    /// on the way up goes to the top. A merge of valid commits never fails.
+    /// Moves that are fine each may put directories deeper than any commit may have them: the
+    /// latest on the way up goes to the top. A merge of valid commits never fails.
     mutating func limitDepth() {
         var depths: [LineageID: Int] = [.root: 0]
         for id in state.inodes.values.filter(\.isDirectory).map(\.id).sorted() {
