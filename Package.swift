@@ -2,10 +2,23 @@
 import Foundation
 import PackageDescription
 
+/// A warning of ours is an error in debug builds, which is what the gate builds. Not in releases: a
+/// newer compiler must not keep anyone from building one. What a dependency deprecates stays a
+/// warning, because versions float.
+let debug = BuildSettingCondition.when(configuration: .debug)
+
 let strict: [SwiftSetting] = [
     .enableUpcomingFeature("ExistentialAny"),
     .enableUpcomingFeature("MemberImportVisibility"),
     .enableUpcomingFeature("InternalImportsByDefault"),
+    .treatAllWarnings(as: .error, debug),
+    .treatWarning("DeprecatedDeclaration", as: .warning, debug),
+]
+let strictC: [CSetting] = [
+    .enableWarning("all"), .enableWarning("extra"), .treatAllWarnings(as: .error, debug),
+]
+let strictCXX: [CXXSetting] = [
+    .enableWarning("all"), .enableWarning("extra"), .treatAllWarnings(as: .error, debug),
 ]
 
 func product(_ name: String, _ package: String) -> Target.Dependency {
@@ -41,13 +54,15 @@ let core: [Target] = [
 ]
 
 let adapters: [Target] = [
-    .target(name: "CFUSE"),
+    .target(name: "CFUSE", cSettings: strictC),
     library("FUSE", ["CFUSE", system]),
     .systemLibrary(name: "CGit"),
     library("History", ["Volume", "CGit", system]),
     .target(
-        name: "CTorrent", cxxSettings: torrentDefines,
-        linkerSettings: [.linkedLibrary("torrent-rasterbar"), .linkedLibrary("ssl"), .linkedLibrary("crypto")]),
+        name: "CTorrent", cxxSettings: torrentDefines + strictCXX,
+        linkerSettings: [
+            .linkedLibrary("torrent-rasterbar"), .linkedLibrary("ssl"), .linkedLibrary("crypto"),
+        ]),
     library("Swarm", ["Volume", "CTorrent"]),
     .systemLibrary(name: "CAvahi"),
     library("Discovery", ["CAvahi"]),
@@ -63,7 +78,7 @@ let adapters: [Target] = [
     library(
         "Catalog",
         ["Volume", system, product("GRDB", "GRDB.swift"), product("GRDBSQLite", "GRDB.swift")]),
-    .target(name: "CStore"),
+    .target(name: "CStore", cSettings: strictC),
     library("Store", ["Volume", "CStore", system, crypto]),
 ]
 
@@ -93,6 +108,7 @@ let adapterTests: [Target] = [
     tests("CatalogTests", ["Catalog", "Volume", "Simulation", system]),
     tests("StoreTests", ["Store", "Volume", system]),
     tests("EndToEndTests", ["delugefs"]),
+    tests("HygieneTests", []),
 ]
 
 let coreOnly = ProcessInfo.processInfo.environment["DELUGEFS_CORE_ONLY"] != nil
