@@ -35,8 +35,11 @@ enum Origin {
             let address =
                 membership.anyone?.address
                 ?? mesh.peers.first { $0.isOnline }.map { "\($0.endpoint)" }
+                ?? mesh.problems.first { $0.code == .wrongAuthority }?.subject
             if let address {
-                throw NodeError("Volume \(configuration.volume) is served already, for example at \(address). Leave out --create to join it, or choose another --id.")
+                throw NodeError(
+                    "Volume \(configuration.volume) is served already, for example at \(address). Leave out --create to join it, or choose another --id."
+                )
             }
             try await Task.sleep(for: .milliseconds(50))
         }
@@ -59,7 +62,9 @@ enum Origin {
                     configuration.volume, ours: membership.authority.ca16,
                     theirs: foreign.authority))
         }
-        throw NodeError("No node of volume \(configuration.volume) answered within \(Node.joinTimeout.components.seconds) s. Start one of its nodes, give one's address with --peer HOST:PORT, or begin a new volume with --create.")
+        throw NodeError(
+            "No node of volume \(configuration.volume) answered within \(Node.joinTimeout.components.seconds) s. Start one of its nodes, give one's address with --peer HOST:PORT, or begin a new volume with --create."
+        )
     }
 
     /// Brings catalog and history to that state.
@@ -83,7 +88,9 @@ enum Origin {
                 return try await join(catalog, history, mesh, node, description)
             } catch {
                 guard ContinuousClock.now < deadline else {
-                    throw NodeError("The volume's state could not be fetched: \(error). Start a node of the volume that has it, then this one again.")
+                    throw NodeError(
+                        "The volume's state could not be fetched: \(error). Start a node of the volume that has it, then this one again."
+                    )
                 }
                 logger.debug("joining: \(error)")
                 try await Task.sleep(for: .milliseconds(200))

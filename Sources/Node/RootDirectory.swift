@@ -24,7 +24,9 @@ struct RootDirectory {
         guard Self.isDirectory(path) else {
             if let recorded, !configuration.newNode { throw Self.notMounted(recorded, path) }
             guard Self.isDirectory(path.removingLastComponent()) else {
-                throw NodeError("\(path) does not exist, and neither does the directory above it. Create that, or give another --root.")
+                throw NodeError(
+                    "\(path) does not exist, and neither does the directory above it. Create that, or give another --root."
+                )
             }
             content = .empty
             return
@@ -32,29 +34,43 @@ struct RootDirectory {
         try Self.checkPermissions(path)
         if let file = try VolumeFile.load(root: path.string) {
             if configuration.create {
-                throw NodeError("\(path) is a node of volume \(file.volume) already; leave out --create to start it, or give an empty --root.")
+                throw NodeError(
+                    "\(path) is a node of volume \(file.volume) already; leave out --create to start it, or give an empty --root."
+                )
             }
             guard file.volume == configuration.volume else {
-                throw NodeError("\(path) is a node of volume \(file.volume), not of \(configuration.volume). Give --id \(file.volume) or another --root.")
+                throw NodeError(
+                    "\(path) is a node of volume \(file.volume), not of \(configuration.volume). Give --id \(file.volume) or another --root."
+                )
             }
             content = .node(file)
             return
         }
         let names = try Self.names(path)
         guard names.isEmpty else {
-            throw NodeError("\(path) is not empty and is no node of a volume. Give an empty directory as --root.")
+            throw NodeError(
+                "\(path) is not empty and is no node of a volume. Give an empty directory as --root."
+            )
         }
         if let recorded, !configuration.newNode { throw Self.notMounted(recorded, path) }
         content = .empty
     }
 
     private static func notMounted(_ record: KnownRoots.Record, _ path: FilePath) -> NodeError {
-        NodeError("disk of node \(record.name) is not mounted at \(path); to start a new node there use --new-node")
+        NodeError(
+            "disk of node \(record.name) is not mounted at \(path); to start a new node there use --new-node"
+        )
     }
 
-    /// Makes the directory where only the last component is missing.
+    /// Makes the directory where only the last component is missing; an empty one that is there
+    /// is closed to others.
     func make() throws {
-        guard !Self.isDirectory(path) else { return }
+        if let status = FileStatus(path) {
+            guard status.mode & 0o077 == 0 || chmod(path.string, 0o700) == 0 else {
+                throw Self.tooWide(path)
+            }
+            return
+        }
         guard mkdir(path.string, 0o700) == 0 else {
             throw NodeError("\(path) cannot be created: \(Errno(rawValue: errno)).")
         }
@@ -67,13 +83,13 @@ struct RootDirectory {
         guard status.uid == geteuid() || geteuid() == 0 else {
             throw NodeError("\(path) belongs to another user; run as its owner.")
         }
-        let names = try names(path)
-        guard status.mode & 0o077 == 0 || names.isEmpty else {
-            throw NodeError("\(path) can be entered by other users. Run: chmod 700 \(path)")
-        }
-        if status.mode & 0o077 != 0, chmod(path.string, 0o700) != 0 {
-            throw NodeError("\(path) can be entered by other users. Run: chmod 700 \(path)")
-        }
+        // Anything else that is not empty is refused for that, and stays as it is.
+        let isNode = FileStatus(path.appending("volume.json")) != nil
+        guard status.mode & 0o077 == 0 || !isNode else { throw tooWide(path) }
+    }
+
+    private static func tooWide(_ path: FilePath) -> NodeError {
+        NodeError("\(path) can be entered by other users. Run: chmod 700 \(path)")
     }
 
     private static func names(_ path: FilePath) throws -> [String] {
@@ -113,7 +129,9 @@ struct RootDirectory {
     static func checkPorts(_ configuration: Configuration) throws {
         guard configuration.port != 0 else { return }
         guard let port = UInt16(exactly: configuration.port + 1), FreePort.isFree(port) else {
-            throw NodeError("Port \(configuration.port + 1), for content, is taken. Choose another with --port: it and the one after it are used.")
+            throw NodeError(
+                "Port \(configuration.port + 1), for content, is taken. Choose another with --port: it and the one after it are used."
+            )
         }
     }
 
@@ -126,20 +144,28 @@ struct RootDirectory {
         guard let given = configuration.mountPoint else { return nil }
         let path = try recovered(given)
         guard access("/dev/fuse", R_OK | W_OK) == 0 || errno == ENOENT else {
-            throw NodeError("/dev/fuse cannot be opened by this user. Run as root, or once: sudo chmod 666 /dev/fuse")
+            throw NodeError(
+                "/dev/fuse cannot be opened by this user. Run as root, or once: sudo chmod 666 /dev/fuse"
+            )
         }
         guard access("/dev/fuse", F_OK) == 0 else {
-            throw NodeError("/dev/fuse is missing: this kernel has no FUSE. Load it with `modprobe fuse`, or start without --mount.")
+            throw NodeError(
+                "/dev/fuse is missing: this kernel has no FUSE. Load it with `modprobe fuse`, or start without --mount."
+            )
         }
         guard !root.starts(with: path) else {
-            throw NodeError("The root \(root) would lie inside the mount \(path). Mount somewhere else.")
+            throw NodeError(
+                "The root \(root) would lie inside the mount \(path). Mount somewhere else.")
         }
         guard !path.starts(with: root) else {
-            throw NodeError("The mount point \(path) lies inside the root \(root). Mount somewhere else.")
+            throw NodeError(
+                "The mount point \(path) lies inside the root \(root). Mount somewhere else.")
         }
         if FileStatus(path, followingLinks: false) == nil {
             guard isDirectory(path.removingLastComponent()) else {
-                throw NodeError("The mount point \(path) does not exist, and neither does the directory above it. Create it first.")
+                throw NodeError(
+                    "The mount point \(path) does not exist, and neither does the directory above it. Create it first."
+                )
             }
             return (path, true)
         }
@@ -167,7 +193,10 @@ struct RootDirectory {
             switch try Mounting.state(at: path) {
             case .notMounted: break
             case .stale: try Mounting.recoverStale(at: path)
-            case .live: throw NodeError("Something is mounted at \(path) already. Unmount it or choose another mount point.")
+            case .live:
+                throw NodeError(
+                    "Something is mounted at \(path) already. Unmount it or choose another mount point."
+                )
             default: break
             }
         } catch let error as MountError { throw NodeError("\(error)") }

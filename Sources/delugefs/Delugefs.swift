@@ -14,14 +14,16 @@ struct Delugefs: ParsableCommand {
             delugefs <subcommand>
             """,
         discussion: """
-            First node of a volume:   delugefs --create --id big --root /mnt/disk1/.big --mount ~/big
-            A second disk there:      delugefs --id big --root /mnt/disk2/.big
-            A disk of another machine: the same with --key-file; `delugefs key` prints the key.
+            The first node of a volume, and a second disk of the same machine:
+              delugefs --create --id big --root /mnt/disk1/.big --mount ~/big
+              delugefs --id big --root /mnt/disk2/.big
+            On another machine add --key-file FILE; `delugefs key` prints the key.
 
-            `delugefs run --help` lists the options. The other commands find the node by --root DIR, \
-            or by a path inside its mount (the current directory).
+            `delugefs run --help` lists the options. The other commands find the node by \
+            --root DIR, or by a path inside its mount (the current directory).
 
-            Exit status: 0 done; 1 failed, with a sentence on standard error; 2 usage; 75 timed out.
+            Exit status: 0 done; 1 failed, with a sentence on standard error; 2 usage; \
+            75 timed out.
             """,
         version: "delugefs \(Node.version)",
         subcommands: [
@@ -74,14 +76,16 @@ struct Failure: Error {
         self.exitCode = exitCode
     }
 
-    /// Starts with a capital letter and ends with a full stop, as parts of sentences come from
-    /// below.
-    init(sentenceOf error: any Error) {
+    /// A node's own sentence as it is; what else comes from below is made one.
+    init(sentenceOf error: any Error) { self.init(Self.sentence(of: error)) }
+
+    private static func sentence(of error: any Error) -> String {
         var text = "\(error)"
+        if error is NodeError { return text }
         if !text.hasPrefix("/"), let first = text.first {
             text = first.uppercased() + text.dropFirst()
         }
         if let last = text.last, !".!?".contains(last) { text += "." }
-        self.init(text)
+        return text
     }
 }

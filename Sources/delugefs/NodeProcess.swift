@@ -25,6 +25,10 @@ final class NodeProcess: Sendable {
 
     private let phase = Mutex(Phase.starting)
 
+    /// Signals within this time are one request: `timeout` and terminals send them to a process
+    /// and to its group.
+    private static let oneRequest = Duration.seconds(1)
+
     init(
         configuration: Configuration, log: NodeLog, logger: Logger,
         inheritance: Background.Inheritance?, showsHeldLines: Bool
@@ -45,11 +49,15 @@ final class NodeProcess: Sendable {
         for number in [SIGINT, SIGTERM, SIGHUP] { sigaddset(&signals, number) }
         pthread_sigmask(SIG_BLOCK, &signals, nil)
         let work = Task { await self.serve() }
+        var first: ContinuousClock.Instant?
         while true {
             var number: CInt = 0
             guard sigwait(&signals, &number) == 0 else { continue }
             // In the background there is no terminal that could have gone.
             if number == SIGHUP, inheritance != nil { continue }
+            let now = ContinuousClock.now
+            if let first, now - first < Self.oneRequest { continue }
+            first = first ?? now
             stop(work)
         }
     }
@@ -137,7 +145,8 @@ final class NodeProcess: Sendable {
         let peers = status.peers.filter(\.online).count
         let end =
             inheritance == nil
-            ? "Ctrl-C stops it" : "stop it with `delugefs stop --root \(configuration.root)`"
+            ? "Ctrl-C stops it"
+            : "stop it with `delugefs stop --root \((try? root.absolute()) ?? root)`"
         return Terminal.visible(
             "Node \(status.name) of volume \(id) is ready, \(place), \(Quantity.count(peers, "peer")) online; \(end)."
         )

@@ -62,9 +62,8 @@ struct WhereIs: ParsableCommand {
     }
 
     private static func isSame(_ one: FilePath, _ other: FilePath) -> Bool {
-        var (first, second) = (Glibc.stat(), Glibc.stat())
-        return stat(one.string, &first) == 0 && stat(other.string, &second) == 0
-            && first.st_dev == second.st_dev && first.st_ino == second.st_ino
+        guard let first = try? one.stat(), let second = try? other.stat() else { return false }
+        return first.deviceID == second.deviceID && first.inode == second.inode
     }
 
     private func show(_ whereabouts: Whereabouts, _ path: String) {
