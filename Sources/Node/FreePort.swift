@@ -21,6 +21,7 @@ enum FreePort {
             var address = sockaddr_in6()
             address.sin6_family = sa_family_t(AF_INET6)
             address.sin6_port = wanted.bigEndian
+            allowReuse(descriptor)
             if let port = bound(descriptor, &address) { return port.sin6_port.bigEndian }
         }
         let plain = socket(AF_INET, Int32(SOCK_STREAM.rawValue), 0)
@@ -29,8 +30,17 @@ enum FreePort {
         var address = sockaddr_in()
         address.sin_family = sa_family_t(AF_INET)
         address.sin_port = wanted.bigEndian
+        allowReuse(plain)
         guard let port = bound(plain, &address) else { throw Errno(rawValue: errno) }
         return port.sin_port.bigEndian
+    }
+
+    /// As the listeners do: the connections of a node that was killed must not keep the next one
+    /// from its port for a minute.
+    private static func allowReuse(_ descriptor: Int32) {
+        var on: Int32 = 1
+        setsockopt(
+            descriptor, SOL_SOCKET, SO_REUSEADDR, &on, socklen_t(MemoryLayout<Int32>.size))
     }
 
     /// Binds to the address and returns it as the kernel completed it.

@@ -66,7 +66,7 @@ struct MountedPath {
     }
 
     private static func failure(_ path: [UInt8], _ error: Errno) -> Failure {
-        let name = Terminal.visible(String(decoding: path, as: UTF8.self))
+        let name = Terminal.visible(name: path)
         return switch error {
         case .noSuchFileOrDirectory, .notDirectory: Failure("There is no \(name).")
         case .socketNotConnected:

@@ -78,7 +78,10 @@ struct StatusReport {
         let lacking = contents.underReplicated
         if lacking.files == 0 {
             let copies = status.copiesTarget == 1 ? "its copy" : "\(status.copiesTarget) copies"
-            lines.append("  each has \(copies)")
+            let isCounted = status.peers.contains { !$0.online }
+            lines.append(
+                "  each has \(copies)"
+                    + (isCounted ? ", disks that just went offline included" : ""))
         } else {
             var line =
                 "  \(amount(lacking.files, lacking.bytes)) with less than \(status.copiesTarget) copies"

@@ -56,6 +56,28 @@ enum Terminal {
         return result
     }
 
+    /// The same for a name's bytes; one that is no UTF-8 becomes `\xFF`.
+    static func visible(name: [UInt8]) -> String {
+        var result = ""
+        var rest = name[...]
+        while !rest.isEmpty {
+            var parser = Unicode.UTF8.ForwardParser()
+            var iterator = rest.makeIterator()
+            switch parser.parseScalar(from: &iterator) {
+            case .valid(let encoded):
+                result += visible(String(Unicode.UTF8.decode(encoded)))
+                rest.removeFirst(encoded.count)
+            case .error(let length):
+                for byte in rest.prefix(max(1, length)) {
+                    result += "\\x\(String(byte, radix: 16, uppercase: true))"
+                }
+                rest.removeFirst(min(rest.count, max(1, length)))
+            case .emptyInput: return result
+            }
+        }
+        return result
+    }
+
     /// The same for JSON, whose strings allow escapes; the value stays what it was.
     static func visible(json: [UInt8]) -> [UInt8] {
         var result: [UInt8] = []

@@ -21,7 +21,8 @@ struct WhereIs: ParsableCommand {
     var paths: [String]
 
     func run() throws {
-        let places = try RawArguments.bytes(of: paths).map(place)
+        let names = RawArguments.bytes(of: paths)
+        let places = try names.map(place)
         var found: [Whereabouts] = []
         var start = 0
         // One question for every run of paths of one node.
@@ -40,14 +41,14 @@ struct WhereIs: ParsableCommand {
             encoder.outputFormatting = [.prettyPrinted, .sortedKeys, .withoutEscapingSlashes]
             Terminal.print(bytes: Terminal.visible(json: Array(try encoder.encode(found)) + [0x0A]))
         } else {
-            for (path, whereabouts) in zip(paths, found) { show(whereabouts, path) }
+            for (name, whereabouts) in zip(names, found) { show(whereabouts, name) }
         }
     }
 
     private func place(_ path: [UInt8]) throws -> (root: FilePath, path: [UInt8]) {
         guard let option = node.root else {
             guard let mounted = try MountedPath(of: path) else {
-                let name = Terminal.visible(String(decoding: path, as: UTF8.self))
+                let name = Terminal.visible(name: path)
                 throw Failure(
                     "\(name) is in no DelugeFS mount; name the node with --root DIR and give a path in the volume."
                 )
@@ -66,11 +67,11 @@ struct WhereIs: ParsableCommand {
         return first.deviceID == second.deviceID && first.inode == second.inode
     }
 
-    private func show(_ whereabouts: Whereabouts, _ path: String) {
+    private func show(_ whereabouts: Whereabouts, _ name: [UInt8]) {
         let copies = "\(whereabouts.copies) of \(whereabouts.target) copies"
         let isEnough = whereabouts.copies >= whereabouts.target
         Terminal.print(
-            "\(Terminal.styled(Terminal.visible(path), .bold)): \(Quantity.bytes(whereabouts.length)), "
+            "\(Terminal.styled(Terminal.visible(name: name), .bold)): \(Quantity.bytes(whereabouts.length)), "
                 + Terminal.styled(copies, isEnough ? .green : .yellow))
         var table = Table()
         for holder in whereabouts.holders {
