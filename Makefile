@@ -1,13 +1,15 @@
-# make test: everything that must hold on main, from nothing, in one command.
+# make test: everything that must hold, from nothing, in one command.
 .PHONY: test test-core test-long format lint benchmark
 
 test:
 	scripts/require-packages test
 	scripts/test
 
+# Volume and Simulation alone: no dependency, no root.
 test-core:
-	DELUGEFS_CORE_ONLY=1 swift test --scratch-path .build/core
+	scripts/test-core
 
+# Full sizes and more seeds; adds a row to docs/testing.md.
 test-long:
 	scripts/require-packages test
 	DELUGEFS_TEST_LONG=1 scripts/test

@@ -5,11 +5,6 @@ struct CodeTests {
     private static let fileLinesMax = 800
     private static let functionLinesMax = 70
 
-    private static let sources: [(file: SourceTree.File, text: SwiftText)] =
-        SourceTree.files(endingWith: ".swift")
-        .filter { $0.path.hasPrefix("Sources/") || $0.path.hasPrefix("Tests/") }
-        .map { ($0, SwiftText($0.text)) }
-
     /// What stands in code, where it may not, and what to use there.
     private struct Ban {
         let words: [String]
@@ -37,7 +32,7 @@ struct CodeTests {
 
     @Test("nothing banned stands in the code")
     func bans() {
-        for (file, text) in Self.sources {
+        for (file, text) in SourceTree.swift {
             let tokens = text.tokens
             for ban in Self.bans where !ban.isAllowed(file.path) {
                 for line in Self.places(of: ban.words, in: tokens) {
@@ -70,7 +65,7 @@ struct CodeTests {
 
     @Test("what the compiler is told to believe has its reason beside it")
     func uncheckedClaimsAreJustified() {
-        for (file, text) in Self.sources {
+        for (file, text) in SourceTree.swift {
             for (line, code) in text.code.enumerated() {
                 let code = String(decoding: code, as: UTF8.self)
                 guard code.contains("@unchecked Sendable") || code.contains("nonisolated(unsafe)")
@@ -85,7 +80,7 @@ struct CodeTests {
 
     @Test("files and functions can be held in the head")
     func lengths() {
-        for (file, text) in Self.sources {
+        for (file, text) in SourceTree.swift {
             for function in text.functions where function.length > Self.functionLinesMax {
                 Issue.record(
                     "\(file.path):\(function.first + 1): \(function.name) has \(function.length) lines"

@@ -40,6 +40,12 @@ enum SourceTree {
         return files.sorted { $0.path < $1.path }
     }()
 
+    /// All Swift files of targets and tests, taken apart once.
+    static let swift: [(file: File, text: SwiftText)] =
+        files(endingWith: ".swift")
+        .filter { $0.path.hasPrefix("Sources/") || $0.path.hasPrefix("Tests/") }
+        .map { ($0, SwiftText($0.text)) }
+
     static func files(endingWith suffixes: String...) -> [File] {
         files.filter { file in suffixes.contains { file.path.hasSuffix($0) } }
     }

@@ -33,10 +33,9 @@ struct TargetTests {
     private static let withoutFoundation: Set<String> = ["Volume", "Simulation", "FUSE"]
 
     private static let imports: [(target: String, place: String, module: String)] =
-        SourceTree.files(endingWith: ".swift").flatMap { file in
-            guard let target = file.target else { return [(String, String, String)]() }
-            return SwiftText(file.text).imports.map {
-                (target, "\(file.path):\($0.line + 1)", $0.module)
+        SourceTree.swift.flatMap { file, text in
+            text.imports.compactMap { found in
+                file.target.map { ($0, "\(file.path):\(found.line + 1)", found.module) }
             }
         }
 
