@@ -43,6 +43,11 @@ struct RootDirectory {
                     "\(path) is a node of volume \(file.volume), not of \(configuration.volume). Give --id \(file.volume) or another --root."
                 )
             }
+            if let original = try known.running(node: file.node, besides: path.string) {
+                throw NodeError(
+                    "\(path) is a copy of \(original), whose node is running. Start a node of its own in an empty root instead."
+                )
+            }
             content = .node(file)
             return
         }
@@ -226,6 +231,17 @@ struct KnownRoots {
     }
 
     func record(root: String) throws -> Record? { try load().first { $0.root == root } }
+
+    /// Another root where the same node runs at this moment: that one's lock is held.
+    func running(node: String, besides root: String) throws -> String? {
+        try load().first { record in
+            guard record.node == node, record.root != root else { return false }
+            let lock = open(record.root + "/lock", O_RDONLY | O_CLOEXEC)
+            guard lock >= 0 else { return false }
+            defer { close(lock) }
+            return flock(lock, LOCK_SH | LOCK_NB) != 0 && errno == EWOULDBLOCK
+        }?.root
+    }
 
     func keep(_ record: Record) throws {
         var records = try load().filter { $0.root != record.root }
