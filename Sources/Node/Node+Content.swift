@@ -21,10 +21,11 @@ extension Node {
 
     func hello() -> Hello {
         let free = (try? store.freeBytes()) ?? 0
+        let heads = timeline.announced
         return Hello(
             name: file.name, machine: file.machine, version: Self.version,
-            bulkPort: Int(swarm.port), head: timeline.announced,
-            announced: [timeline.announced].compactMap(\.self), freeBytes: free,
+            bulkPort: Int(swarm.port), head: heads.first, announced: heads,
+            freeBytes: free,
             capacityBytes: capacityBytes, holderLogs: holderLogs.vector)
     }
 

@@ -143,7 +143,7 @@ extension Node {
     /// The name of an online peer that has not taken in a commit; nil when all have.
     func unacknowledged(_ head: ObjectID) async -> String? {
         for peer in mesh.peers where peer.isOnline {
-            if peer.hello.head == head { continue }
+            if peer.hello.announced == [head] { continue }
             let body = try? JSONEncoder().encode(PeerMessage.HasCommit(commit: "\(head)"))
             let reply = try? await mesh.request(
                 peer.node, path: "/v1/has-commit", body: Array(body ?? Data()),

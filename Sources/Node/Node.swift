@@ -283,10 +283,7 @@ public final class Node: Sendable {
                 announce: { mesh.pokeAll() },
                 applied: { [weak self] in self?.applied($0) },
                 pinned: { publisher.heldInodes },
-                rank: {
-                    UInt64(
-                        mesh.peers.filter { $0.isOnline && $0.node < identity.node }.count)
-                }))
+                rank: { mesh.peers.filter { $0.isOnline && $0.node < identity.node }.count }))
         timeline.start()
         try publisher.start()
         try reapOrphans()
@@ -418,7 +415,7 @@ extension Node {
 
     private func handOver() async {
         mesh.pokeAll()
-        guard let head = timeline.announced else { return }
+        guard let head = timeline.announced.first else { return }
         let deadline = ContinuousClock.now + Self.handOverTimeout
         while ContinuousClock.now < deadline, await unacknowledged(head) != nil {
             try? await Task.sleep(for: Self.waitPoll)

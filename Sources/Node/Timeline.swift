@@ -15,25 +15,21 @@ import Volume
 final class Timeline: Sendable {
     /// Changes are gathered for this long before they are committed.
     static let batchMilliseconds: UInt64 = 100
-    /// A merge leaves the node after this long without a new head, and so much more per rank.
-    static let quietMilliseconds: UInt64 = 300
-    static let rankMilliseconds: UInt64 = 100
-    /// Merges tried between commits before one is made with operations held up.
-    static let applyAttemptsMax = 8
+    /// Between tries to apply what conflicts with changes that are being made here.
+    static let retryMilliseconds: UInt64 = 20
 
     private struct State {
         /// When the oldest uncommitted change happened.
         var dirtySince: UInt64?
-        var incoming: [ObjectID] = []
+        var incoming: Set<ObjectID> = []
         var waiters: [@Sendable () -> Void] = []
         var wanted = false
         var stopping = false
         var running = false
-        /// What peers are told.
-        var announced: ObjectID?
-        var applied: ObjectID?
-        /// `applied` is a merge that nobody was told of; the time of the last new head.
-        var mergedSince: UInt64?
+        /// When the heads want to be looked at again.
+        var headsDue: UInt64?
+        /// What is announced and applied; nil before the volume's first commit.
+        var heads: HeadConvergence?
     }
 
     private let catalog: Catalog
@@ -46,14 +42,14 @@ final class Timeline: Sendable {
     private let hooks = Mutex(Hooks())
 
     struct Hooks: Sendable {
-        /// The announced head changed: tell the peers.
+        /// The announced heads changed: tell the peers.
         var announce: @Sendable () -> Void = {}
         /// Rows changed by what came from elsewhere.
         var applied: @Sendable (AppliedEffects) -> Void = { _ in }
         /// Inodes that are open: their rows stay when the last link goes.
         var pinned: @Sendable () -> Set<InodeNumber> = { [] }
         /// This node's rank among the online ones.
-        var rank: @Sendable () -> UInt64 = { 0 }
+        var rank: @Sendable () -> Int = { 0 }
     }
 
     init(catalog: Catalog, history: History, node: NodeID, logger: Logger) throws {
@@ -61,20 +57,34 @@ final class Timeline: Sendable {
         self.history = history
         self.node = node
         self.logger = logger
-        let applied = try catalog.read { try $0.applied() }
+        guard let applied = try catalog.read({ try $0.applied() }) else { return }
         let main = try history.head()
+        let heads = try Self.heads(applied, history)
         state.withLock {
-            $0.applied = applied
-            $0.announced = main
-            // A head that is ahead of the rows is treated as an incoming one.
-            if let main, main != applied { $0.incoming.append(main) }
+            $0.heads = heads
+            // A branch that is ahead of the rows is treated as an incoming head.
+            if let main, main != applied { $0.incoming.insert(main) }
+            $0.headsDue = 0
         }
+    }
+
+    /// A merge that the rows represent at a start has perhaps never left this node.
+    private static func heads(_ applied: ObjectID, _ history: History) throws -> HeadConvergence {
+        let now = Duration.milliseconds(Int64(Monotonic.milliseconds))
+        if let commit = try history.commit(applied),
+            case .merge = try CommitMessage(decoding: commit.message).kind
+        {
+            return HeadConvergence(applied: applied, merging: commit.parents, at: now)
+        }
+        return HeadConvergence(applied: applied, at: now)
     }
 
     func setHooks(_ hooks: Hooks) { self.hooks.withLock { $0 = hooks } }
 
-    var applied: ObjectID? { state.withLock { $0.applied } }
-    var announced: ObjectID? { state.withLock { $0.announced } }
+    /// The commit that the rows represent, apart from what is dirty.
+    var applied: ObjectID? { state.withLock { $0.heads?.applied } }
+    /// What peers are told.
+    var announced: [ObjectID] { state.withLock { $0.heads?.announced ?? [] } }
 
     // MARK: From other threads
 
@@ -98,10 +108,11 @@ final class Timeline: Sendable {
 
     /// A commit from a peer is whole in the repository.
     func received(_ head: ObjectID) {
-        state.withLock { state in
-            if !state.incoming.contains(head) { state.incoming.append(head) }
+        let isNew = state.withLock { state in
+            guard state.heads?.announced.contains(head) != true else { return false }
+            return state.incoming.insert(head).inserted
         }
-        wake()
+        if isNew { wake() }
     }
 
     /// Blocks until everything changed before this call is committed, or the deadline has passed.
@@ -135,9 +146,9 @@ final class Timeline: Sendable {
     private func run() {
         while true {
             let (incoming, waiters, stopping) = next()
-            for head in incoming { attempt("applying \(head)") { try integrate(head) } }
+            attempt("taking in heads") { try take(incoming) }
             attempt("committing") { try commit() }
-            attempt("announcing") { try announceMerge(force: stopping) }
+            attempt("bringing heads together") { try converge() }
             attempt("repacking") { _ = try history.repackIfNeeded() }
             for waiter in waiters { waiter() }
             wake()
@@ -152,25 +163,25 @@ final class Timeline: Sendable {
     }
 
     /// Waits until there is something to do.
-    private func next() -> ([ObjectID], [@Sendable () -> Void], Bool) {
+    private func next() -> (Set<ObjectID>, [@Sendable () -> Void], Bool) {
         condition.withLock {
             while true {
                 let now = Monotonic.milliseconds
-                let quiet = quietTime
                 let (work, due) = state.withLock { state -> ((
-                    [ObjectID], [@Sendable () -> Void], Bool
+                    Set<ObjectID>, [@Sendable () -> Void], Bool
                 )?, UInt64?) in
-                    let dirtyDue = state.dirtySince.map { $0 + Self.batchMilliseconds }
-                    let mergeDue = state.mergedSince.map { $0 + quiet }
+                    let dues = [state.dirtySince.map { $0 + Self.batchMilliseconds }, state.headsDue]
+                        .compactMap(\.self)
                     let isDue =
                         !state.incoming.isEmpty || state.wanted || state.stopping
-                        || [dirtyDue, mergeDue].contains { ($0 ?? .max) <= now }
-                    guard isDue else { return (nil, [dirtyDue, mergeDue].compactMap(\.self).min()) }
+                        || dues.contains { $0 <= now }
+                    guard isDue else { return (nil, dues.min()) }
                     defer {
                         state.incoming = []
                         state.waiters = []
                         state.wanted = false
                         state.dirtySince = nil
+                        state.headsDue = nil
                     }
                     return ((state.incoming, state.waiters, state.stopping), nil)
                 }
@@ -181,8 +192,13 @@ final class Timeline: Sendable {
         }
     }
 
-    private var quietTime: UInt64 {
-        Self.quietMilliseconds + Self.rankMilliseconds * hooks.withLock { $0.rank }()
+    private var now: Duration { .milliseconds(Int64(Monotonic.milliseconds)) }
+
+    /// The heads are changed on this thread only; the lock is for those who look.
+    private func update(_ body: (inout HeadConvergence) throws -> Void) throws {
+        guard var heads = state.withLock({ $0.heads }) else { return }
+        try body(&heads)
+        state.withLock { $0.heads = heads }
     }
 
     // MARK: Committing
@@ -198,7 +214,13 @@ final class Timeline: Sendable {
             try tx.committed(outcome, as: commit.id, through: version)
         }
         try settle(on: commit.id)
-        announce(commit.id)
+        if state.withLock({ $0.heads == nil }) {
+            let heads = HeadConvergence(applied: commit.id, at: now)
+            state.withLock { $0.heads = heads }
+            hooks.withLock { $0.announce }()
+        } else {
+            try update { try $0.committed(commit.id, at: now, graph: history.graph) }
+        }
         return true
     }
 
@@ -244,79 +266,78 @@ final class Timeline: Sendable {
     private func settle(on commit: ObjectID) throws {
         try catalog.flush()
         try history.setHead(commit)
-        state.withLock { $0.applied = commit }
-    }
-
-    private func announce(_ head: ObjectID) {
-        state.withLock {
-            $0.announced = head
-            $0.mergedSince = nil
-        }
-        hooks.withLock { $0.announce }()
-    }
-
-    private func announceMerge(force: Bool) throws {
-        let quiet = quietTime
-        let due = state.withLock { state -> ObjectID? in
-            guard let since = state.mergedSince,
-                force || Monotonic.milliseconds >= since + quiet
-            else { return nil }
-            return state.applied
-        }
-        if let due { announce(due) }
     }
 
     // MARK: What comes from peers
 
-    private func integrate(_ head: ObjectID) throws {
-        for attempt in 1...Self.applyAttemptsMax {
-            let applied = state.withLock { $0.applied }
-            if let applied, try history.graph.isAncestor(head, of: applied) { return }
-            let (target, isMerge) = try target(head, applied)
-            let change = try difference(
-                from: applied.map { try history.graph.tree(of: $0) },
-                to: history.graph.tree(of: target), source: history)
-            do {
-                let pinned = hooks.withLock { $0.pinned }()
-                let effects = try catalog.apply(change, commit: target, pinned: pinned)
-                try settle(on: target)
-                state.withLock {
-                    if isMerge { $0.mergedSince = Monotonic.milliseconds } else {
-                        $0.mergedSince = nil
-                        $0.announced = target
-                    }
-                }
-                hooks.withLock { $0.applied }(effects)
-                if !isMerge { hooks.withLock { $0.announce }() }
-                return
-            } catch let conflict as ApplyConflict {
-                logger.debug("applying \(head), attempt \(attempt): \(conflict)")
-                try commit()
-            }
-        }
-        // Heavy writing here: the head comes again with the peer's next hello.
-        state.withLock { $0.incoming.append(head) }
+    private func take(_ incoming: Set<ObjectID>) throws {
+        guard !incoming.isEmpty else { return }
+        try update { try $0.received(incoming, at: now, graph: history.graph) }
     }
 
-    /// What the rows are to represent next: the head itself where it contains what is here.
-    private func target(
-        _ head: ObjectID, _ applied: ObjectID?
-    ) throws -> (commit: ObjectID, isMerge: Bool) {
-        guard let applied else { return (head, false) }
-        if try history.graph.isAncestor(applied, of: head) { return (head, false) }
-        let commit = try history.write { batch in
+    /// Does what the rule of convergence says until it says wait.
+    private func converge() throws {
+        while true {
+            guard var heads = state.withLock({ $0.heads }) else { return }
+            let action = heads.next(at: now, rank: hooks.withLock { $0.rank }())
+            state.withLock { $0.heads = heads }
+            switch action {
+            case .announce: hooks.withLock { $0.announce }()
+            case .adopt(let commit):
+                guard try bring(rowsTo: commit, while: [commit]) else { return }
+                try update { $0.adopted(commit) }
+            case .merge(let parents):
+                guard try !self.commit() else { continue }
+                let merge = try merged(parents)
+                guard try bring(rowsTo: merge, while: parents) else { return }
+                try update { $0.merged(parents, into: merge) }
+            case .wait(let until):
+                let due = until.map { UInt64($0 / .milliseconds(1)) + 1 }
+                state.withLock { $0.headsDue = due }
+                return
+            }
+        }
+    }
+
+    /// Applies the difference between what the rows represent and a commit. What is changed here
+    /// meanwhile in the same places is committed first, which may change what is to be done.
+    ///
+    /// - Returns: false when the heads have to be looked at again.
+    private func bring(rowsTo commit: ObjectID, while announced: [ObjectID]) throws -> Bool {
+        try self.commit()
+        guard let heads = state.withLock({ $0.heads }), heads.announced == announced else {
+            state.withLock { $0.headsDue = Monotonic.milliseconds }
+            return false
+        }
+        let graph = history.graph
+        let change = try difference(
+            from: graph.tree(of: heads.applied), to: graph.tree(of: commit), source: history)
+        do {
+            let pinned = hooks.withLock { $0.pinned }()
+            let effects = try catalog.apply(change, commit: commit, pinned: pinned)
+            try settle(on: commit)
+            hooks.withLock { $0.applied }(effects)
+            return true
+        } catch let conflict as ApplyConflict {
+            logger.debug("applying \(commit): \(conflict)")
+            state.withLock { $0.headsDue = Monotonic.milliseconds + Self.retryMilliseconds }
+            return false
+        }
+    }
+
+    /// The commit with exactly these parents, the same on every node that makes it.
+    private func merged(_ parents: [ObjectID]) throws -> ObjectID {
+        try history.write { batch in
             var sink = batch
             let folded = try foldHeads(
-                [applied, head], graph: history.graph, source: history, sink: &sink)
+                parents, graph: history.graph, source: history, sink: &sink)
             let seconds = try folded.parents.map { try history.commit($0)?.seconds ?? 0 }.max() ?? 0
             let commit = try Commit(
                 tree: folded.tree, parents: folded.parents, seconds: seconds,
-                message: try message(
-                    .merge(rules: VolumeSettings.rules), nil, folded.parents))
+                message: try message(.merge(rules: VolumeSettings.rules), nil, folded.parents))
             _ = try sink.write(commit: commit)
             batch = sink
-            return commit
+            return commit.id
         }
-        return (commit.id, true)
     }
 }
