@@ -7,7 +7,7 @@ import Testing
     @Test("Random histories of five nodes converge, lose nothing and stay well-formed")
     func randomHistories() {
         var merges = 0
-        for seed in 0..<120 as Range<UInt64> {
+        for seed in Seeds.range(0..<120) {
             var history = MergeHistory(seed: seed)
             history.run(steps: 60)
             merges += history.merges

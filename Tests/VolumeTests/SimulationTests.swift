@@ -24,7 +24,7 @@ import Volume
 
     @Test("Nodes converge on a quiet network, and merges do not cause merges")
     func noStorm() throws {
-        for seed in 0..<6 as Range<UInt64> {
+        for seed in Seeds.range(0..<6) {
             let network = try run(seed, .init())
             let merges = network.nodes[0].commits.commits.values.filter(\.isMerge)
             let changes = network.nodes[0].commits.commits.count - merges.count
@@ -35,7 +35,7 @@ import Volume
 
     @Test("Nodes converge through loss, reordering, partitions, skewed clocks and joins")
     func roughNetwork() throws {
-        for seed in 100..<105 as Range<UInt64> {
+        for seed in Seeds.range(100..<105) {
             var configuration = SimulatedNetwork.Configuration()
             configuration.writes = 60
             configuration.lossOneIn = 4
