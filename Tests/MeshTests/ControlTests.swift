@@ -36,16 +36,14 @@ import Testing
 
     /// Asks by a plain socket, as another user.
     static func ask(_ root: String, uid: Int) async throws -> (status: Int32, output: String) {
-        try await onThread {
-            try run(
-                "setpriv", "--reuid=\(uid)", "--clear-groups", "perl", "-MIO::Socket::UNIX",
-                "-e",
-                """
-                my $s = IO::Socket::UNIX->new("\(root)/control.sock") or die "connect: $!";
-                print $s "GET /x HTTP/1.1\\r\\nhost: c\\r\\nconnection: close\\r\\n\\r\\n";
-                print while <$s>;
-                """)
-        }
+        try await run(
+            "setpriv", "--reuid=\(uid)", "--clear-groups", "perl", "-MIO::Socket::UNIX",
+            "-e",
+            """
+            my $s = IO::Socket::UNIX->new("\(root)/control.sock") or die "connect: $!";
+            print $s "GET /x HTTP/1.1\\r\\nhost: c\\r\\nconnection: close\\r\\n\\r\\n";
+            print while <$s>;
+            """)
     }
 
     @Test func theOwnerIsAnswered() async throws {

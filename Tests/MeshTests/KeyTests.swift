@@ -104,7 +104,7 @@ import Volume
         }
     }
 
-    @Test func opensslAgreesAboutBothCertificates() throws {
+    @Test func opensslAgreesAboutBothCertificates() async throws {
         let directory = try TemporaryDirectory()
         let authority = try VolumeAuthority(key: .generate())
         let identity = try NodeIdentity.generate(authority: authority)
@@ -112,17 +112,17 @@ import Volume
         try directory.write("leaf.pem", identity.certificatePEM)
         try directory.write("leaf.key", identity.privateKeyPEM)
         let path = directory.path.string
-        let verified = try run(
+        let verified = try await run(
             "openssl", "verify", "-CAfile", "\(path)/ca.pem", "-purpose", "sslserver",
             "\(path)/leaf.pem")
         #expect(verified.output.contains("OK"), "\(verified.output)")
-        let subject = try run(
+        let subject = try await run(
             "openssl", "x509", "-in", "\(path)/leaf.pem", "-noout", "-subject", "-ext",
             "subjectAltName,extendedKeyUsage")
         #expect(subject.output.contains("subject=CN = \(identity.node)"), "\(subject.output)")
         #expect(subject.output.contains("DNS:*"))
         #expect(subject.output.contains("TLS Web Server Authentication, TLS Web Client"))
-        let publicKey = try run("openssl", "pkey", "-in", "\(path)/leaf.key", "-pubout")
+        let publicKey = try await run("openssl", "pkey", "-in", "\(path)/leaf.key", "-pubout")
         #expect(publicKey.status == 0)
     }
 

@@ -101,6 +101,23 @@ func openSocket(to endpoint: Endpoint) throws -> CInt {
     return descriptor
 }
 
+/// A TCP socket with a port of its own on loopback, not listening.
+func boundSocket() throws -> (descriptor: CInt, endpoint: Endpoint) {
+    let descriptor = socket(AF_INET, Int32(SOCK_STREAM.rawValue), 0)
+    var address = sockaddr_in()
+    address.sin_family = sa_family_t(AF_INET)
+    inet_pton(AF_INET, "127.0.0.1", &address.sin_addr)
+    var size = socklen_t(MemoryLayout<sockaddr_in>.size)
+    let result = withUnsafeMutablePointer(to: &address) {
+        $0.withMemoryRebound(to: sockaddr.self, capacity: 1) {
+            bind(descriptor, $0, size) == 0 ? getsockname(descriptor, $0, &size) : -1
+        }
+    }
+    guard result == 0 else { throw Errno(rawValue: errno) }
+    let endpoint = Endpoint(host: "127.0.0.1", port: Int(UInt16(bigEndian: address.sin_port)))
+    return (descriptor, try #require(endpoint))
+}
+
 @Suite struct ServerTests {
     @Test func membersKnowEachOtherByTheirCertificates() async throws {
         try await Company.meet { company in
@@ -126,9 +143,12 @@ func openSocket(to endpoint: Endpoint) throws -> CInt {
                 try await client.request(endpoint, path: "/any")
             }
             await server.stop()
+            // A port that is taken, so that nobody else can listen there, but not listened on.
+            let (taken, idle) = try boundSocket()
+            defer { close(taken) }
             let late = try company.bob.client()
             await #expect {
-                try await late.request(endpoint, path: "/any")
+                try await late.request(idle, path: "/any")
             } throws: {
                 if case PeerError.refused = $0 { true } else { false }
             }
@@ -163,13 +183,11 @@ func openSocket(to endpoint: Endpoint) throws -> CInt {
             let path = directory.path.string
             for credentials in [["-cert", "leaf.pem", "-key", "leaf.key"], []] {
                 let arguments = credentials.map { $0.hasPrefix("-") ? $0 : "\(path)/\($0)" }
-                let answer = try await onThread {
-                    try runArguments(
-                        [
-                            "openssl", "s_client", "-quiet", "-connect", endpoint.description,
-                            "-CAfile", "\(path)/ca.pem",
-                        ] + arguments, input: "GET / HTTP/1.1\r\nhost: x\r\n\r\n")
-                }
+                let answer = try await runArguments(
+                    [
+                        "openssl", "s_client", "-quiet", "-connect", endpoint.description,
+                        "-CAfile", "\(path)/ca.pem",
+                    ] + arguments, input: "GET / HTTP/1.1\r\nhost: x\r\n\r\n")
                 #expect(answer.output.contains("alert"), "\(answer.output)")
                 #expect(!answer.output.contains("HTTP/1.1 200"), "\(answer.output)")
             }
@@ -193,13 +211,11 @@ func openSocket(to endpoint: Endpoint) throws -> CInt {
             try directory.write("leaf.key", company.bob.identity.privateKeyPEM)
             let path = directory.path.string
             for (version, isAccepted) in [("-tls1_2", false), ("-tls1_3", true)] {
-                let answer = try await onThread {
-                    try run(
-                        "openssl", "s_client", "-quiet", "-connect", endpoint.description, version,
-                        "-CAfile", "\(path)/ca.pem", "-cert", "\(path)/leaf.pem", "-key",
-                        "\(path)/leaf.key",
-                        input: "GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
-                }
+                let answer = try await run(
+                    "openssl", "s_client", "-quiet", "-connect", endpoint.description, version,
+                    "-CAfile", "\(path)/ca.pem", "-cert", "\(path)/leaf.pem", "-key",
+                    "\(path)/leaf.key",
+                    input: "GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
                 #expect(answer.output.contains("HTTP/1.1 200") == isAccepted, "\(answer.output)")
             }
             await server.stop()
@@ -275,7 +291,7 @@ func openSocket(to endpoint: Endpoint) throws -> CInt {
                 openssl s_client -quiet -connect \(endpoint) -cert \(path)/leaf.pem \
                 -key \(path)/leaf.key 2>&1
                 """
-            let answer = try await onThread { try run("bash", "-c", script) }
+            let answer = try await run("bash", "-c", script)
             #expect(answer.output.contains("HTTP/1.1 408"), "\(answer.output)")
             await client.stop()
             await server.stop()
@@ -425,18 +441,9 @@ func openSocket(to endpoint: Endpoint) throws -> CInt {
                 try await client.request(endpoint, path: "/", timeout: .milliseconds(300))
             }
             // A server that accepts and says nothing.
-            let descriptor = socket(AF_INET, Int32(SOCK_STREAM.rawValue), 0)
+            let (descriptor, mute) = try boundSocket()
             defer { close(descriptor) }
             #expect(listen(descriptor, 5) == 0)
-            var address = sockaddr_in()
-            var size = socklen_t(MemoryLayout<sockaddr_in>.size)
-            withUnsafeMutablePointer(to: &address) {
-                $0.withMemoryRebound(to: sockaddr.self, capacity: 1) {
-                    _ = getsockname(descriptor, $0, &size)
-                }
-            }
-            let mute = try #require(
-                Endpoint(host: "127.0.0.1", port: Int(UInt16(bigEndian: address.sin_port))))
             await #expect(throws: PeerError.timeout) {
                 try await client.request(mute, path: "/", timeout: .milliseconds(300))
             }
