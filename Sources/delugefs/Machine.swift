@@ -98,12 +98,16 @@ enum Machine {
         return Finding(check: check, verdict: .good, text: "Without root, by \(path).")
     }
 
-    private static var allowOther: Finding {
-        let check = "--allow-other"
-        let isAllowed = (contents("/etc/fuse.conf") ?? "").split(separator: "\n").contains {
+    /// What fusermount3 demands before it takes `allow_other` from a user.
+    static var letsUsersAllowOthers: Bool {
+        (contents("/etc/fuse.conf") ?? "").split(separator: "\n").contains {
             $0.split(whereSeparator: \.isWhitespace).first == "user_allow_other"
         }
-        return isAllowed
+    }
+
+    private static var allowOther: Finding {
+        let check = "--allow-other"
+        return letsUsersAllowOthers
             ? Finding(check: check, verdict: .good, text: "/etc/fuse.conf has user_allow_other.")
             : Finding(
                 check: check, verdict: .limited,

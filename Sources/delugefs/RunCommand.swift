@@ -13,7 +13,7 @@ struct Run: ParsableCommand {
         abstract: "Run the node of one disk, and mount the volume (the default).",
         discussion: """
             Runs in the foreground and logs to standard error, until SIGINT or SIGTERM stop it \
-            cleanly (a second one ends it at once), or `delugefs stop`.
+            cleanly (another one, a second later, ends it at once), or `delugefs stop`.
 
             The volume key: --key-file, else the environment variable DELUGEFS_KEY, else the one \
             kept in the root or in ${XDG_CONFIG_HOME:-$HOME/.config}/delugefs/ID.key. It never \
@@ -160,6 +160,11 @@ struct Run: ParsableCommand {
             let keyText = try inheritance.map(\.key) ?? KeySource.text(file: keyFile)
             if suidDev, geteuid() != 0 {
                 throw Failure("--suid-dev needs root; leave it out, or run as root.")
+            }
+            if allowOther, geteuid() != 0, !Machine.letsUsersAllowOthers {
+                throw Failure(
+                    "--allow-other without root needs the line user_allow_other in /etc/fuse.conf; add it as root, or leave --allow-other out."
+                )
             }
             if background, inheritance == nil {
                 let text = try Background.launch(key: keyText)

@@ -27,7 +27,7 @@ struct Wait: ParsableCommand {
 
     func run() throws {
         let conversation = NodeConversation(root: try node.directory())
-        let progress = WaitProgress(conversation: conversation)
+        let progress = WaitProgress(conversation: conversation, replicated: replicated)
         progress.start()
         let message = ControlMessage.Wait(replicated: replicated, timeoutSeconds: timeout)
         let reply: ControlMessage.WaitReply
@@ -65,7 +65,12 @@ private final class WaitProgress: Sendable {
     /// The line shown last; nil at the end.
     private let shown = Mutex<String?>("")
 
-    init(conversation: NodeConversation) { self.conversation = conversation }
+    private let replicated: Bool
+
+    init(conversation: NodeConversation, replicated: Bool) {
+        self.conversation = conversation
+        self.replicated = replicated
+    }
 
     func start() {
         let thread = Thread { [self] in
@@ -112,7 +117,13 @@ private final class WaitProgress: Sendable {
         if let seconds = status.repair.etaSeconds, seconds > 0 {
             parts.append("about \(Quantity.duration(seconds: seconds)) left")
         }
-        return parts.isEmpty ? "waiting for the peers" : parts.joined(separator: ", ")
+        guard parts.isEmpty else { return parts.joined(separator: ", ") }
+        guard replicated else { return "waiting for the peers to take in the changes" }
+        let offline = status.peers.filter { !$0.online }.count
+        return "waiting for confirmed copies"
+            + (offline > 0
+                ? "; \(Quantity.count(offline, "disk")) offline, replaced after the grace time"
+                : "")
     }
 
     private func write(_ text: String) { Terminal.print(bytes: Array(text.utf8)) }
