@@ -147,12 +147,14 @@ extension Transaction {
         }
     }
 
-    /// Adds or replaces the file's staging row.
+    /// Adds or replaces the file's staging row. A newborn stays one until it is published.
     public func setStaging(_ staging: Staging) throws(Errno) {
         try connection.run(
-            "INSERT OR REPLACE INTO staging VALUES(?, ?, ?, ?, ?)", staging.ino,
-            Array(staging.name.utf8), staging.base.time, try number(of: staging.base.node),
-            staging.overlay)
+            """
+            INSERT OR REPLACE INTO staging VALUES(?1, ?2, ?3, ?4, ?5,
+                max(?6, coalesce((SELECT newborn FROM staging WHERE ino = ?1), 0)))
+            """, staging.ino, Array(staging.name.utf8), staging.base.time,
+            try number(of: staging.base.node), staging.overlay, staging.isNewborn ? 1 : 0)
     }
 
     public func clearStaging(_ ino: InodeNumber) throws(Errno) {

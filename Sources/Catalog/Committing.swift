@@ -19,18 +19,44 @@ extension Reader {
             let directory = LineageID(rawValue: row.uint64(0))
             return (Place(directory: directory, name: name), row.uint64(2))
         }
-        for (place, version) in places {
+        let hidden = hidesNewborn ? try newborn() : Newborn()
+        for (place, version) in places where !hidden.places.contains(place) {
             state.dirty.places.insert(place)
             state.version = max(state.version, version)
         }
         let records = try connection.all("SELECT id, version FROM dirty_record") { row in
             (LineageID(rawValue: row.uint64(0)), row.uint64(1))
         }
-        for (id, version) in records {
+        for (id, version) in records where !hidden.records.contains(id) {
             state.dirty.records.insert(id)
             state.version = max(state.version, version)
         }
         return state
+    }
+
+    /// Files that were created open and never published, and where they stand.
+    struct Newborn {
+        var places: Set<Place> = []
+        var records: Set<LineageID> = []
+    }
+
+    func newborn() throws(Errno) -> Newborn {
+        var newborn = Newborn()
+        let rows = try connection.all(
+            """
+            SELECT p.id, d.name, i.id FROM staging s JOIN inode i ON i.ino = s.ino
+            JOIN dentry d ON d.ino = s.ino JOIN inode p ON p.ino = d.parent WHERE s.newborn = 1
+            """
+        ) { row throws(Errno) in
+            guard let name = FileName(row.bytes(1)) else { throw .ioError }
+            let place = Place(directory: LineageID(rawValue: row.uint64(0)), name: name)
+            return (place, LineageID(rawValue: row.uint64(2)))
+        }
+        for (place, id) in rows {
+            newborn.places.insert(place)
+            newborn.records.insert(id)
+        }
+        return newborn
     }
 
     /// Whether anything waits for a commit.
@@ -92,14 +118,20 @@ extension Transaction {
     /// A commit of the state that `dirtyState` was taken from is durable: it is what the rows represent
     /// now. Marks of later changes stay.
     ///
+    /// - Parameter hidingNewborn: as it was for the snapshot: what was left out stays marked.
+    ///
     /// Committing and applying take turns: nothing may have been applied since `dirtyState`.
     public func committed(
-        _ outcome: CommitOutcome, as commit: ObjectID, through version: UInt64
+        _ outcome: CommitOutcome, as commit: ObjectID, through version: UInt64,
+        hidingNewborn: Bool = false
     ) throws(Errno) {
+        let hidden = hidingNewborn ? try newborn() : Newborn()
         try setApplied(commit)
         try setTrees(outcome.trees)
         try connection.run("DELETE FROM dirty_place WHERE version <= ?", version)
         try connection.run("DELETE FROM dirty_record WHERE version <= ?", version)
+        for place in hidden.places { try markDirty(place) }
+        for id in hidden.records { try markDirty(id) }
         for adoption in outcome.adoptions { try adopt(adoption) }
     }
 

@@ -113,8 +113,15 @@ public struct Staging: Hashable, Sendable {
     public var base: Stamp
     /// Base reference and changed ranges of an overlay, in the caller's encoding.
     public var overlay: [UInt8]?
+    /// The file was created open and has never been published: commits leave it out, so that no
+    /// other node takes it for an empty file.
+    public var isNewborn: Bool
 
-    public init(ino: InodeNumber, name: String, base: Stamp, overlay: [UInt8]? = nil) {
+    public init(
+        ino: InodeNumber, name: String, base: Stamp, overlay: [UInt8]? = nil,
+        isNewborn: Bool = false
+    ) {
+        self.isNewborn = isNewborn
         self.ino = ino
         self.name = name
         self.base = base

@@ -7,6 +7,9 @@ public class Reader {
     /// Node ids by row number of `node`: bounded by the nodes the volume ever had.
     var knownNodes: [Int64: NodeID] = [:]
 
+    /// Leave out what was created open and never published: see `Staging.isNewborn`.
+    public var hidesNewborn = false
+
     init(_ connection: Connection) { self.connection = connection }
 
     func stamp(_ row: Statement, _ column: Int32) throws(Errno) -> Stamp {
@@ -219,7 +222,7 @@ public class Reader {
 
     public func staging(of ino: InodeNumber) throws(Errno) -> Staging? {
         try connection.first(
-            "SELECT ino, name, stamp, node, overlay FROM staging WHERE ino = ?", ino
+            "SELECT ino, name, stamp, node, overlay, newborn FROM staging WHERE ino = ?", ino
         ) { row throws(Errno) in try decodeStaging(row) }
     }
 
@@ -230,7 +233,7 @@ public class Reader {
     ) throws(Errno) -> [Staging] {
         try connection.all(
             """
-            SELECT ino, name, stamp, node, overlay FROM staging WHERE ino > ? ORDER BY ino LIMIT ?
+            SELECT ino, name, stamp, node, overlay, newborn FROM staging WHERE ino > ? ORDER BY ino LIMIT ?
             """, ino, limit
         ) { row throws(Errno) in try decodeStaging(row) }
     }
@@ -243,7 +246,8 @@ public class Reader {
         Staging(
             ino: InodeNumber(rawValue: row.uint64(0)),
             name: String(decoding: row.bytes(1), as: UTF8.self),
-            base: try stamp(row, 2), overlay: row.isNull(4) ? nil : row.bytes(4))
+            base: try stamp(row, 2), overlay: row.isNull(4) ? nil : row.bytes(4),
+            isNewborn: row.int64(5) != 0)
     }
 
     /// Inodes that are linked nowhere: at a start, what a crash left open or half applied. Later also

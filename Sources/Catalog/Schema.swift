@@ -82,7 +82,8 @@ enum Schema {
             ino INTEGER PRIMARY KEY,
             name BLOB NOT NULL,
             stamp INTEGER NOT NULL, node INTEGER NOT NULL,   -- content stamp that it began from
-            overlay BLOB                      -- opaque here: base and changed ranges
+            overlay BLOB,                     -- opaque here: base and changed ranges
+            newborn INTEGER NOT NULL          -- never published: no commit knows the file yet
         );
         """
 

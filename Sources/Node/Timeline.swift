@@ -204,14 +204,23 @@ final class Timeline: Sendable {
     // MARK: Committing
 
     /// - Returns: false when there was nothing to commit.
+    ///
+    /// A file that was created open appears elsewhere when it is first closed and published, never
+    /// as an empty file.
+    /// - Parameter includingNewborn: where something from elsewhere wants the same name, so that a
+    ///   merge can settle it.
     @discardableResult
-    private func commit() throws -> Bool {
+    private func commit(includingNewborn: Bool = false) throws -> Bool {
         guard try catalog.read({ try $0.isDirty() }) else { return false }
         try catalog.flush()
-        let made = try catalog.snapshot { snapshot in try write(snapshot) }
+        let made = try catalog.snapshot { snapshot in
+            snapshot.hidesNewborn = !includingNewborn
+            return try write(snapshot)
+        }
         guard let (commit, outcome, version) = made else { return false }
         try catalog.perform { tx in
-            try tx.committed(outcome, as: commit.id, through: version)
+            try tx.committed(
+                outcome, as: commit.id, through: version, hidingNewborn: !includingNewborn)
         }
         try settle(on: commit.id)
         if state.withLock({ $0.heads == nil }) {
@@ -320,6 +329,7 @@ final class Timeline: Sendable {
             return true
         } catch let conflict as ApplyConflict {
             logger.debug("applying \(commit): \(conflict)")
+            try self.commit(includingNewborn: true)
             state.withLock { $0.headsDue = Monotonic.milliseconds + Self.retryMilliseconds }
             return false
         }
