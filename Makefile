@@ -21,5 +21,5 @@ lint:
 	swift format lint --strict -r --configuration .swift-format Package.swift Sources Tests
 
 benchmark:
-	scripts/require-packages test
+	scripts/require-packages benchmark
 	Benchmarks/run
