@@ -113,7 +113,9 @@ final class ContentExchange: RemoteContent, Sendable {
         let states = try JSONDecoder().decode(
             PeerMessage.WhoHasReply.self, from: Data(reply.body)
         ).states
-        guard states.count == extents.count else { throw NodeError("A peer's answer is too short.") }
+        guard states.count == extents.count else {
+            throw NodeError("A peer's answer is too short.")
+        }
         return states
     }
 

@@ -235,7 +235,8 @@ final class Fetch: Sendable {
         if try exchange.state(of: extent) != .none { return .object }
         var endpoints: [SwarmEndpoint] = []
         var layer: [UInt8]?
-        for peer in await exchange.sources(of: extent).shuffled().prefix(ContentExchange.sourcesMax) {
+        for peer in await exchange.sources(of: extent).shuffled().prefix(ContentExchange.sourcesMax)
+        {
             do {
                 switch try await exchange.open(extent, at: peer) {
                 case .content(let bytes):
@@ -247,7 +248,9 @@ final class Fetch: Sendable {
                     endpoints.append(endpoint)
                     layer = layer ?? offered
                 }
-            } catch { exchange.logger.debug("\(peer.hello.name) does not give \(extent.root): \(error)") }
+            } catch {
+                exchange.logger.debug("\(peer.hello.name) does not give \(extent.root): \(error)")
+            }
             // The first source is enough to begin; `attend` adds others.
             if !endpoints.isEmpty { break }
         }

@@ -68,9 +68,11 @@ final class HolderLogs: Sendable {
                 next = next.advanced(by: entry)
                 let signature = try identity.sign(next.signedBytes, for: .holderLogHead)
                 signed.append(
-                    (StoredLogEntry(
-                        epoch: next.epoch, number: next.count, entry: entry.bytes,
-                        chain: next.chain, signature: signature), entry))
+                    (
+                        StoredLogEntry(
+                            epoch: next.epoch, number: next.count, entry: entry.bytes,
+                            chain: next.chain, signature: signature), entry
+                    ))
             }
             try catalog.perform { tx in
                 for (stored, entry) in signed {

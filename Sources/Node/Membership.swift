@@ -126,7 +126,8 @@ final class Membership: Sendable {
 
     private static func clean(_ text: String, fallback: String) -> String {
         let allowed = text.map { character in
-            character.isASCII && (character.isLetter || character.isNumber || "._-".contains(character))
+            character.isASCII
+                && (character.isLetter || character.isNumber || "._-".contains(character))
                 ? character : "-"
         }
         let trimmed = String(String(allowed).drop { !($0.isLetter || $0.isNumber) }.prefix(63))

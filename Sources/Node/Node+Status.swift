@@ -1,6 +1,6 @@
 import Catalog
-import Foundation
 import FUSE
+import Foundation
 import Mesh
 import Mount
 import Store
@@ -27,7 +27,9 @@ extension Node {
         let stored = (try? catalog.read { try $0.total(.stored) }) ?? (0, 0)
         let cached = (try? catalog.read { try $0.total(.cached) }) ?? (0, 0)
         let transfers = transfers()
-        let incoming = transfers.filter { $0.direction == "in" }.reduce(0) { $0 + $1.bytesPerSecond }
+        let incoming = transfers.filter { $0.direction == "in" }.reduce(0) {
+            $0 + $1.bytesPerSecond
+        }
         let left = lacking.underReplicated.bytes
         return Status(
             volume: file.volume, node: file.node, name: file.name, machine: file.machine,
@@ -94,14 +96,23 @@ extension Node {
         }
         defer { running.withLock { [current] in $0.problemsSince = current } }
         if catalog.hasFailed {
-            add("catalog-failed", "The catalog could not be written: the volume is read-only here. Make room on the disk and restart the node.")
+            add(
+                "catalog-failed",
+                "The catalog could not be written: the volume is read-only here. Make room on the disk and restart the node."
+            )
         }
         if lacking.unavailable.files > 0 {
-            add("unavailable", "\(lacking.unavailable.files) contents are on no disk that is online. Start the disks that `delugefs whereis` names.")
+            add(
+                "unavailable",
+                "\(lacking.unavailable.files) contents are on no disk that is online. Start the disks that `delugefs whereis` names."
+            )
         }
         let able = mesh.peers.filter { $0.isOnline && $0.hello.capacityBytes > 0 }.count + 1
         if able < settings.copies, lacking.underReplicated.files > 0 {
-            add("too-few-nodes", "\(able) of the \(settings.copies) disks that copies need are online. Start another node of the volume.")
+            add(
+                "too-few-nodes",
+                "\(able) of the \(settings.copies) disks that copies need are online. Start another node of the volume."
+            )
         }
         return problems
     }
@@ -113,7 +124,9 @@ extension Node {
             guard isDownload || rate > 0 else { return nil }
             let done =
                 isDownload
-                ? min(torrent.extent.length, UInt64(torrent.verifiedPieces) * torrent.extent.pieceBytes)
+                ? min(
+                    torrent.extent.length,
+                    UInt64(torrent.verifiedPieces) * torrent.extent.pieceBytes)
                 : UInt64(max(0, torrent.uploadedBytes))
             return Status.Transfer(
                 root: "\(torrent.extent.root)", path: path(of: torrent.extent.root),

@@ -49,7 +49,8 @@ struct PeerService {
         }
     }
 
-    private func decode<T: Decodable>(_ request: PeerRequest, as type: T.Type = T.self) throws -> T {
+    private func decode<T: Decodable>(_ request: PeerRequest, as type: T.Type = T.self) throws -> T
+    {
         try JSONDecoder().decode(type, from: Data(request.body))
     }
 

@@ -161,7 +161,8 @@ final class Replicator: Sendable {
                 }
         ).intersection(living).subtracting(stored)
         var missing = options.copies - stored.count - cloning.count
-        var used = Set(nodes.filter { stored.contains($0.id) || cloning.contains($0.id) }.map(\.machine))
+        var used = Set(
+            nodes.filter { stored.contains($0.id) || cloning.contains($0.id) }.map(\.machine))
         let candidates = Placement.order(of: extent.root, among: nodes)
             .filter { !stored.contains($0.id) && !cloning.contains($0.id) }
         // Other machines first; a second disk of one only when no machine is left.

@@ -17,10 +17,14 @@ struct VolumeFile: Codable, Sendable {
         let path = root + "/volume.json"
         guard let data = FileManager.default.contents(atPath: path) else { return nil }
         guard let file = try? JSONDecoder().decode(VolumeFile.self, from: data) else {
-            throw NodeError("\(path) cannot be read as a volume description. Restore it from a backup, or start a new node at another root.")
+            throw NodeError(
+                "\(path) cannot be read as a volume description. Restore it from a backup, or start a new node at another root."
+            )
         }
         guard file.format == formatVersion else {
-            throw NodeError("\(root) has format \(file.format); this delugefs knows format \(formatVersion). Upgrade delugefs.")
+            throw NodeError(
+                "\(root) has format \(file.format); this delugefs knows format \(formatVersion). Upgrade delugefs."
+            )
         }
         return file
     }
