@@ -13,6 +13,11 @@ struct SwiftText {
         commented = scanner.commented
     }
 
+    /// On the line itself, the one before or the one after.
+    func hasComment(beside line: Int) -> Bool {
+        (line - 1...line + 1).contains { commented.contains($0) }
+    }
+
     private struct Scanner {
         let source: [UInt8]
         var position = 0
