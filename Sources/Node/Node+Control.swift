@@ -1,7 +1,10 @@
 import Catalog
+import FUSE
 import Foundation
 import Mesh
 import Mount
+import Synchronization
+import SystemPackage
 import Volume
 
 /// The bodies of the local control API, for command lines.
@@ -35,6 +38,8 @@ extension Node {
     /// A wait without a timeout ends after this, so that nothing waits for ever.
     static let waitSecondsMax: Double = 7 * 24 * 3600
     static let waitPoll = Duration.milliseconds(50)
+    /// How long a successful wait waits for `status` to say the same.
+    static let catchUpMax = Duration.seconds(2)
 
     func control(_ request: PeerRequest) async -> PeerResponse {
         do {
@@ -115,6 +120,8 @@ extension Node {
         let seconds = min(message.timeoutSeconds ?? Self.waitSecondsMax, Self.waitSecondsMax)
         let deadline = Date(timeIntervalSinceNow: seconds)
         let late = ControlMessage.WaitReply(outcome: .timedOut, text: "")
+        await noticeCloses()
+        await requestsAnswered()
         let isCommitted = try await Blocking.run { [publisher, timeline] in
             publisher.settle(until: deadline) && timeline.commitNow(until: deadline)
         }
@@ -134,9 +141,51 @@ extension Node {
             return ControlMessage.WaitReply(outcome: .done, text: "")
         }
         while true {
-            if let reply = try await replicationOutcome() { return reply }
+            if let reply = try await replicationOutcome() {
+                if reply.outcome == .done { await catchUpStatus() }
+                return reply
+            }
             guard Date() < deadline else { return late }
             try await Task.sleep(for: Self.waitPoll)
+        }
+    }
+
+    /// A close that has returned may still be on its way: the kernel sends RELEASE without waiting
+    /// for it. It is queued by then, so what is asked afterwards is read afterwards, and when all
+    /// that was being answered at that moment is answered too, the publisher knows of the close.
+    private func noticeCloses() async {
+        guard let mount = running.withLock({ $0.mount }) else { return }
+        let path = mount.path.string
+        // Twice: a reader that lost its processor with the RELEASE in hand has it back by then.
+        for _ in 0..<2 {
+            _ = try? await Blocking.run {
+                var statistics = statvfs()
+                _ = statvfs(path, &statistics)
+            }
+            await withCheckedContinuation { continuation in
+                let isKept = mount.session.afterCurrentRequests { continuation.resume() }
+                if !isKept { continuation.resume() }
+            }
+        }
+    }
+
+    /// `status` follows the holders' logs, which come a moment after their answers: whoever looks
+    /// after a successful wait shall find what he was told.
+    private func catchUpStatus() async {
+        let deadline = ContinuousClock.now + Self.catchUpMax
+        mesh.pokeAll()
+        while replicator.lacking.underReplicated.files > 0, ContinuousClock.now < deadline {
+            replicator.poke()
+            try? await Task.sleep(for: Self.waitPoll)
+        }
+    }
+
+    /// Returns when every request of the kernel's that has reached the node by now is answered:
+    /// what was closed before is then known to the publisher.
+    private func requestsAnswered() async {
+        guard let session = running.withLock({ $0.mount?.session }) else { return }
+        await withCheckedContinuation { continuation in
+            if !session.afterCurrentRequests({ continuation.resume() }) { continuation.resume() }
         }
     }
 
