@@ -17,13 +17,15 @@ final class Gossip: Sendable {
     static let packBytesMax: Int64 = 4 << 30
     /// Heads named in a request, on either side.
     static let headsMax = 64
+    /// Refused heads remembered; beyond, all are forgotten and fetched once more.
+    static let refusedMax = 1024
 
     private let mesh: Mesh
     private let timeline: Timeline
     private let history: History
     private let logger: Logger
     private let pulling = Mutex<Set<ObjectID>>([])
-    /// Heads that were refused, with the reason, so that they are fetched once; the newest 1,024.
+    /// Heads that were refused, with the reason, so that they are fetched once.
     private let refused = Mutex<[ObjectID: String]>([:])
 
     init(mesh: Mesh, timeline: Timeline, logger: Logger) {
@@ -52,11 +54,10 @@ final class Gossip: Sendable {
             do {
                 try await fetch(head, from: node)
                 timeline.received(head)
-            } catch let error as InvalidTree {
-                logger.error(
-                    "refused commit \(head) of node \(node): \(error)")
+            } catch let error where error is InvalidTree || error is UpgradeNeeded {
+                logger.error("refused commit \(head) of node \(node): \(error)")
                 refused.withLock { refused in
-                    if refused.count >= 1024 { refused = [:] }
+                    if refused.count >= Self.refusedMax { refused = [:] }
                     refused[head] = "\(error)"
                 }
             } catch { logger.warning("fetching commit \(head) from node \(node): \(error)") }

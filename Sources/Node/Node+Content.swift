@@ -1,6 +1,6 @@
 import Catalog
-import FoundationEssentials
 import FUSE
+import FoundationEssentials
 import Logging
 import Mesh
 import Mount
@@ -111,8 +111,7 @@ extension Node {
     func statistics() -> VolumeStatistics {
         let peers = mesh.peers.filter(\.isOnline)
         let copies = UInt64(max(1, min(settings.copies, peers.count + 1)))
-        // What only history holds is given up before any writer would see a full disk.
-        let localFree = ((try? store.freeBytes()) ?? 0) + running.withLock { $0.historyBytes }
+        let localFree = (try? store.freeBytes()) ?? 0
         let capacity = peers.reduce(capacityBytes) { $0 + $1.hello.capacityBytes }
         let free = peers.reduce(min(localFree, capacityBytes)) { $0 + $1.hello.freeBytes }
         let counts = (try? catalog.perform { $0.counts }) ?? Counts()

@@ -121,7 +121,6 @@ extension Node {
         let deadline = Date(timeIntervalSinceNow: seconds)
         let late = ControlMessage.WaitReply(outcome: .timedOut, text: "")
         await noticeCloses()
-        await requestsAnswered()
         let isCommitted = try await Blocking.run { [publisher, timeline] in
             publisher.settle(until: deadline) && timeline.commitNow(until: deadline)
         }
@@ -180,15 +179,6 @@ extension Node {
         }
     }
 
-    /// Returns when every request of the kernel's that has reached the node by now is answered:
-    /// what was closed before is then known to the publisher.
-    private func requestsAnswered() async {
-        guard let session = running.withLock({ $0.mount?.session }) else { return }
-        await withCheckedContinuation { continuation in
-            if !session.afterCurrentRequests({ continuation.resume() }) { continuation.resume() }
-        }
-    }
-
     /// The name of an online peer that has not taken in a commit; nil when all have.
     func unacknowledged(_ head: ObjectID) async -> String? {
         for peer in mesh.peers where peer.isOnline {
@@ -241,7 +231,9 @@ extension Node {
         if able < settings.copies {
             return ControlMessage.WaitReply(
                 outcome: .impossible,
-                text: "\(missing) contents cannot get \(settings.copies) copies: only \(able) online disks store any. Start more nodes.")
+                text:
+                    "\(missing) contents cannot get \(settings.copies) copies: only \(able) online disks store any. Start more nodes."
+            )
         }
         return nil
     }

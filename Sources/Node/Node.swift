@@ -219,7 +219,9 @@ public final class Node: Sendable {
         } catch {
             switch error.reason {
             case .rootInUse:
-                throw NodeError("\(root) is in use by another delugefs process. Stop that one first: delugefs stop --root \(root)")
+                throw NodeError(
+                    "\(root) is in use by another delugefs process. Stop that one first: delugefs stop --root \(root)"
+                )
             case .rootTooWide:
                 throw NodeError("\(root) can be entered by other users. Run: chmod 700 \(root)")
             default: throw NodeError("\(root) cannot be used: \(error)")
@@ -234,7 +236,9 @@ public final class Node: Sendable {
         options.log = { logger.warning("catalog: \($0)") }
         options.releaseReserve = { _ = try? store.releaseReserve() }
         options.onFailure = {
-            logger.critical("the catalog could not be written; the volume is read-only here until the disk has room and the node was restarted")
+            logger.critical(
+                "the catalog could not be written; the volume is read-only here until the disk has room and the node was restarted"
+            )
         }
         do {
             return try Catalog(path: root.appending("catalog.sqlite"), options: options)
@@ -270,7 +274,8 @@ public final class Node: Sendable {
                         ? FreePort.find() : UInt16(configuration.port + 1),
                     transport: transport, infoSalt: membership.authority.infoSalt))
         } catch {
-            throw NodeError("The port for content could not be opened: \(error). Choose another with --port.")
+            throw NodeError(
+                "The port for content could not be opened: \(error). Choose another with --port.")
         }
     }
 

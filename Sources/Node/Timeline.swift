@@ -167,11 +167,16 @@ final class Timeline: Sendable {
         condition.withLock {
             while true {
                 let now = Monotonic.milliseconds
-                let (work, due) = state.withLock { state -> ((
-                    Set<ObjectID>, [@Sendable () -> Void], Bool
-                )?, UInt64?) in
-                    let dues = [state.dirtySince.map { $0 + Self.batchMilliseconds }, state.headsDue]
-                        .compactMap(\.self)
+                let (work, due) = state.withLock {
+                    state -> (
+                        (
+                            Set<ObjectID>, [@Sendable () -> Void], Bool
+                        )?, UInt64?
+                    ) in
+                    let dues = [
+                        state.dirtySince.map { $0 + Self.batchMilliseconds }, state.headsDue,
+                    ]
+                    .compactMap(\.self)
                     let isDue =
                         !state.incoming.isEmpty || state.wanted || state.stopping
                         || dues.contains { $0 <= now }

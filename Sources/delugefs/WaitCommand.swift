@@ -1,6 +1,5 @@
 import ArgumentParser
 import Foundation
-import Glibc
 import Node
 import Synchronization
 import SystemPackage
@@ -30,7 +29,6 @@ struct Wait: ParsableCommand {
         let conversation = NodeConversation(root: try node.directory())
         let progress = WaitProgress(conversation: conversation, replicated: replicated)
         progress.start()
-        try passBehindCloses(conversation)
         let message = ControlMessage.Wait(replicated: replicated, timeoutSeconds: timeout)
         let reply: ControlMessage.WaitReply
         do {
@@ -59,16 +57,6 @@ struct Wait: ParsableCommand {
         case .impossible: throw Failure(text)
         }
     }
-}
-
-/// The kernel tells the node of a close after `close` has returned. Requests on a mount reach the
-/// node in order, so one that is sent now comes behind every close before it.
-private func passBehindCloses(_ conversation: NodeConversation) throws {
-    let status = try conversation.decoded(Status.self, try conversation.get("/v1/status"))
-    guard let mount = status.mount else { return }
-    var statistics = statvfs()
-    // Whatever it answers: the order is what counts.
-    _ = mount.withCString { statvfs($0, &statistics) }
 }
 
 /// What is left, while the wait goes on: on a terminal in one line, else a line whenever it changed.
