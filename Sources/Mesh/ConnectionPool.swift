@@ -56,6 +56,8 @@ final class ConnectionPool: Sendable {
     func lease(
         _ endpoint: Endpoint, deadline: NIODeadline, on loop: any EventLoop
     ) async throws(PeerError) -> Lease {
+        // First of all: after the stop, the event loops may not run any more.
+        guard !state.withLock({ $0.isStopped }) else { throw .stopped }
         let promise = loop.makePromise(of: Lease.self)
         let id = state.withLock { state -> UInt64? in
             if state.isStopped {

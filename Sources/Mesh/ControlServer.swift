@@ -47,11 +47,12 @@ public final class ControlServer: Sendable {
         }
     }
 
-    /// Stops listening, cuts every connection, removes the socket.
+    /// Stops listening, cuts every connection, removes the socket; waits for the handlers, whose
+    /// tasks are cancelled.
     public func stop() async {
         if let address = try? ControlSocketAddress(root: root) { address.unlinkName() }
         try? await channel.close().get()
-        await service.closeAll()
+        await service.stop(on: channel.eventLoop)
     }
 
     private static func listeningSocket(root: FilePath) throws(Errno) -> (CInt, uid_t) {

@@ -15,11 +15,13 @@ final class HTTPService: Sendable {
     private struct State {
         var channels: [ObjectIdentifier: any Channel] = [:]
         var requests = 0
+        var exchanges = 0
         var bodyBytes = 0
         var isStopped = false
     }
 
     private let state = Mutex(State())
+    private let drained = Wakeup()
 
     init(
         limits: ServerLimits, files: NIOThreadPool, bodyLimit: @escaping BodyLimit,
@@ -52,13 +54,35 @@ final class HTTPService: Sendable {
             ExchangeHandler(service: self, origin: origin, remoteHost: remoteHost))
     }
 
-    func closeAll() async {
+    /// Cuts every connection, which cancels the handlers' tasks, and waits for these to end: they
+    /// use the event loops, which may stop afterwards.
+    func stop(on loop: any EventLoop) async {
         gate.closeAll()
         let channels = state.withLock { state in
             state.isStopped = true
             return Array(state.channels.values)
         }
         for channel in channels { try? await channel.close().get() }
+        // A task of its own: a cancelled caller must wait as well.
+        await Task {
+            let end = ContinuousClock.now + limits.drain
+            while state.withLock({ $0.exchanges > 0 }), ContinuousClock.now < end {
+                await drained.wait(atMost: end - .now, on: loop)
+            }
+        }.value
+    }
+
+    /// Every exchange is counted from before its task begins until after its last use of the loop.
+    func exchangeBegins() {
+        state.withLock { $0.exchanges += 1 }
+    }
+
+    func exchangeEnded() {
+        let isLast = state.withLock { state in
+            state.exchanges -= 1
+            return state.isStopped && state.exchanges == 0
+        }
+        if isLast { drained.signal() }
     }
 
     /// Room for body bytes in memory; false when there is none.
@@ -244,8 +268,10 @@ private final class ExchangeHandler: ChannelInboundHandler {
         let number = exchanges
         let handler = NIOLoopBound(self, eventLoop: context.eventLoop)
         let boundContext = NIOLoopBound(context, eventLoop: context.eventLoop)
+        service.exchangeBegins()
         state = .answering(
             Task {
+                defer { service.exchangeEnded() }
                 var keeps = !isLast
                 do { try await service.exchange(request, on: channel) } catch { keeps = false }
                 let keepsConnection = keeps

@@ -124,10 +124,11 @@ public final class PeerServer: Sendable {
     /// Handshakes in progress.
     var pendingHandshakes: Int { service.gate.pendingCount }
 
-    /// Stops listening and cuts every connection.
+    /// Stops listening, cuts every connection, and waits for the handlers, whose tasks are
+    /// cancelled.
     public func stop() async {
         try? await channel.close().get()
-        await service.closeAll()
+        await service.stop(on: channel.eventLoop)
     }
 
     private static func bind(

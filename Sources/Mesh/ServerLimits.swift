@@ -27,6 +27,8 @@ public struct ServerLimits: Sendable {
     public var stall: Duration = .seconds(30)
     /// From the end of one request to the complete head of the next.
     public var idle: Duration = .seconds(60)
+    /// How long a stopping server waits for handlers, whose tasks it has cancelled.
+    public var drain: Duration = .seconds(30)
     /// Bytes of a response in memory at a time.
     static let pieceBytes = 256 << 10
     static let headerBytesMax = 16 << 10

@@ -59,7 +59,8 @@ func runArguments(_ arguments: [String], input: String) async throws -> (
     try await onThread { try spawnAndWait(arguments, input: input) }
 }
 
-/// Not Foundation's Process: its `waitUntilExit` now and then misses the end of a program, for ever.
+/// Not Foundation's Process: its `waitUntilExit` now and then misses the end of a program, for
+/// ever.
 /// Files instead of pipes: nothing waits for another program that inherited an end.
 private func spawnAndWait(_ arguments: [String], input: String) throws -> (
     status: Int32, output: String
