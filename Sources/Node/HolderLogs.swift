@@ -88,7 +88,10 @@ final class HolderLogs: Sendable {
 
     // MARK: Exchange
 
-    var vector: [HolderLogHead] { heads.withLock { Array($0.values) } }
+    /// In one order, so that an unchanged hello is the same.
+    var vector: [HolderLogHead] {
+        heads.withLock { $0.values.sorted { $0.node < $1.node } }
+    }
 
     /// A peer said which logs it knows how far: what it has more of is fetched.
     func heard(_ peer: Peer, through mesh: Mesh) {

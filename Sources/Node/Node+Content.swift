@@ -13,6 +13,7 @@ import Volume
 extension Node {
     /// Free space that clones leave to this disk's own writers.
     static let cloneReserveBytes: UInt64 = 256 << 20
+    static let helloFreeStep: UInt64 = 64 << 20
     static let housekeepingInterval = Duration.seconds(2)
     /// Between counts of what only history holds.
     static let roundsPerCount = 30
@@ -20,7 +21,8 @@ extension Node {
     // MARK: Peers
 
     func hello() -> Hello {
-        let free = (try? store.freeBytes()) ?? 0
+        // In steps, so that not every byte written is news to every peer.
+        let free = ((try? store.freeBytes()) ?? 0) / Self.helloFreeStep * Self.helloFreeStep
         let heads = timeline.announced
         return Hello(
             name: file.name, machine: file.machine, version: Self.version,
