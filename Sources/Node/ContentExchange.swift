@@ -31,11 +31,14 @@ final class ContentExchange: RemoteContent, Sendable {
     let logger: Logger
     /// Called when an extent became an object here.
     let arrived: @Sendable (Extent, ContentState) -> Void
+    /// Called when an extent that was to be stored here will not be.
+    let gaveUp: @Sendable (Extent) -> Void
     private let fetches = Mutex<[Extent: Fetch]>([:])
 
     init(
         catalog: Catalog, store: Store, swarm: Swarm, mesh: Mesh, logger: Logger,
-        arrived: @escaping @Sendable (Extent, ContentState) -> Void
+        arrived: @escaping @Sendable (Extent, ContentState) -> Void,
+        gaveUp: @escaping @Sendable (Extent) -> Void
     ) {
         self.catalog = catalog
         self.store = store
@@ -43,6 +46,7 @@ final class ContentExchange: RemoteContent, Sendable {
         self.mesh = mesh
         self.logger = logger
         self.arrived = arrived
+        self.gaveUp = gaveUp
     }
 
     // MARK: Fetching
@@ -55,15 +59,18 @@ final class ContentExchange: RemoteContent, Sendable {
 
     var cloning: Int { fetches.withLock { $0.values.filter(\.isCloning).count } }
 
+    func isCloning(_ extent: Extent) -> Bool { fetches.withLock { $0[extent]?.isCloning == true } }
+
     func isFetching(_ extent: Extent) -> Bool { fetches.withLock { $0[extent] != nil } }
 
     private func fetch(_ extent: Extent) -> Fetch {
         fetches.withLock { fetches in
-            if let known = fetches[extent], known.join() { return known }
+            let known = fetches[extent]
+            if let known, known.join() { return known }
             let new = Fetch(extent: extent, exchange: self)
             _ = new.join()
             fetches[extent] = new
-            new.start()
+            new.start(after: known)
             return new
         }
     }

@@ -22,6 +22,8 @@ final class Fetch: Sendable {
     /// Between looks for further holders, renewals of leases and saves of what is verified.
     static let refresh = Duration.seconds(5)
     static let searchPause = Duration.milliseconds(500)
+    /// A clone to which nothing comes for this long is given up, so that it blocks no other.
+    static let cloneIdleMax = Duration.seconds(120)
     /// Read ahead of a sequential reader: doubles from the first to the second.
     static let readAheadBytesMin: UInt64 = 1 << 20
     static let readAheadBytesMax: UInt64 = 32 << 20
@@ -29,7 +31,9 @@ final class Fetch: Sendable {
     static let cursorsMax = 4
 
     let extent: Extent
-    private unowned let exchange: ContentExchange
+    /// Strong: a transfer that is ending may outlive its place in the exchange. The exchange lets go
+    /// of it in `ended`.
+    private let exchange: ContentExchange
     private let state = Mutex(State())
 
     private struct Waiter {
@@ -72,7 +76,10 @@ final class Fetch: Sendable {
     func join() -> Bool {
         state.withLock { state in
             if state.stopping { return false }
-            if case .failed = state.phase { return false }
+            switch state.phase {
+            case .failed, .complete: return false
+            case .searching, .loading: break
+            }
             state.interests += 1
             return true
         }
@@ -101,13 +108,22 @@ final class Fetch: Sendable {
         return isNew
     }
 
-    func start() {
-        let task = Task { await run() }
+    /// - Parameter previous: a fetch of the same extent that is ending: both would write one file.
+    func start(after previous: Fetch?) {
+        let task = Task {
+            await previous?.stop()
+            await run()
+        }
         state.withLock { $0.task = task }
     }
 
     private func stopIfIdle() async {
-        let isIdle = state.withLock { $0.interests == 0 && !$0.keepsWhole }
+        // Decided in one step: who joins afterwards is told to make a new fetch.
+        let isIdle = state.withLock { state in
+            guard state.interests == 0, !state.keepsWhole else { return false }
+            state.stopping = true
+            return true
+        }
         if isIdle { await stop() }
     }
 
@@ -202,14 +218,14 @@ final class Fetch: Sendable {
                 switch try await begin() {
                 case .object: return complete()
                 case .download(let download):
-                    if try await attend(download) { return complete() }
-                    await save(download, cancelling: true)
-                    if state.withLock({ $0.stopping }) { return fail(.ioError) }
-                    lastProgress = clock.now
+                    if try await attend(download, &lastProgress) { return complete() }
+                    await abandon()
+                    return fail(.ioError)
                 case .nobody: break
                 }
             } catch {
                 exchange.logger.warning("fetching \(extent.root): \(error)")
+                await abandon()
                 if let errno = (error as? SwarmError)?.errno, errno == .noSpace {
                     return fail(.noSpace)
                 }
@@ -261,7 +277,13 @@ final class Fetch: Sendable {
     private func load(_ layer: [UInt8], _ endpoints: [SwarmEndpoint]) async throws -> Download {
         let (download, file) = try await Blocking.run { [exchange, extent] in
             let known = try exchange.catalog.read { try $0.content(extent.root) }
-            let verified = known?.verified.flatMap { Bitfield(count: extent.pieceCount, bytes: $0) }
+            // A record without its file, say after a repair of the disk, verifies nothing: the new
+            // file is all hole.
+            let old = try exchange.store.openPartial(extent.root)
+            try old?.close()
+            let verified =
+                old == nil
+                ? nil : known?.verified.flatMap { Bitfield(count: extent.pieceCount, bytes: $0) }
             let created = try exchange.store.createPartial(extent)
             try created.close()
             let path =
@@ -294,11 +316,21 @@ final class Fetch: Sendable {
     /// Stays with a running download: adds holders, renews leases, saves progress.
     ///
     /// - Returns: true when it is an object, false when it is to be given up.
-    private func attend(_ download: Download) async throws -> Bool {
+    /// - Throws: what makes the download useless; another may be begun.
+    private func attend(
+        _ download: Download, _ lastProgress: inout ContinuousClock.Instant
+    ) async throws -> Bool {
         let clock = ContinuousClock()
         var next = clock.now
+        var arrived = download.progress.downloadedBytes
         while !state.withLock({ $0.stopping }) {
             if download.isComplete { return try await finish(download) }
+            let bytes = download.progress.downloadedBytes
+            if bytes != arrived || !isCloning {
+                arrived = bytes
+                lastProgress = clock.now
+            }
+            guard clock.now - lastProgress < Self.cloneIdleMax else { throw SwarmError.noProgress }
             if clock.now >= next {
                 next = clock.now + Self.refresh
                 for peer in await exchange.sources(of: extent).prefix(ContentExchange.sourcesMax) {
@@ -309,8 +341,11 @@ final class Fetch: Sendable {
                 await save(download, cancelling: false)
             }
             // Ends early when it completes; the pause bounds how late the end is noticed.
-            try? await download.wait(
-                for: 0..<extent.length, timeoutWithoutProgress: .milliseconds(1000))
+            do {
+                try await download.wait(
+                    for: 0..<extent.length, timeoutWithoutProgress: .milliseconds(1000))
+            } catch SwarmError.noProgress, SwarmError.tooManyWaiters {
+            } catch is CancellationError {}
             if Task.isCancelled { break }
             if !download.isComplete { try? await Task.sleep(for: .milliseconds(100)) }
         }
@@ -322,6 +357,16 @@ final class Fetch: Sendable {
         let hashed = HashedExtent(extent: extent, layer: layers.withLock { $0 })
         try await Blocking.run { [exchange] in try exchange.store.adoptPartial(hashed) }
         return true
+    }
+
+    /// Unloads what is loaded, so that it can be begun anew; readers that come now wait again.
+    private func abandon() async {
+        let download = state.withLock { state -> Download? in
+            guard case .loading(let download, _) = state.phase else { return nil }
+            state.phase = .searching
+            return download
+        }
+        if let download { await save(download, cancelling: true) }
     }
 
     private func save(_ download: Download, cancelling: Bool) async {
@@ -338,25 +383,21 @@ final class Fetch: Sendable {
 
     private func complete() {
         do {
-            let kind: ContentState = isCloning ? .stored : .cached
-            let known = try exchange.state(of: extent)
-            if known == .none || (known == .cached && kind == .stored) {
-                try exchange.catalog.perform {
-                    try $0.setContentState(extent, kind, at: Monotonic.wallMilliseconds)
-                }
-            }
             guard let file = try exchange.store.openObject(extent.root) else {
                 return fail(.ioError)
             }
             let shared = SharedDescriptor(file)
-            let (waiters, completions) = state.withLock { state in
+            var kind = try keep(isCloning ? .stored : .cached)
+            let (waiters, completions, keepsWhole) = state.withLock { state in
                 defer {
                     state.pending = []
                     state.completions = []
                 }
                 state.phase = .complete(shared)
-                return (state.pending, state.completions)
+                return (state.pending, state.completions, state.keepsWhole)
             }
+            // Asked for while it was being kept as a cached copy.
+            if keepsWhole, kind == .cached { kind = (try? keep(.stored)) ?? .cached }
             exchange.arrived(extent, kind)
             exchange.ended(self)
             for waiter in waiters { waiter.body(.success(shared)) }
@@ -370,17 +411,30 @@ final class Fetch: Sendable {
         }
     }
 
+    /// - Returns: as what it is here now: a copy that counts stays one.
+    private func keep(_ kind: ContentState) throws -> ContentState {
+        let known = try exchange.state(of: extent)
+        if known == .stored { return .stored }
+        if known == .none || kind == .stored {
+            try exchange.catalog.perform {
+                try $0.setContentState(extent, kind, at: Monotonic.wallMilliseconds)
+            }
+        }
+        return kind
+    }
+
     private func fail(_ error: Errno) {
-        let (waiters, completions) = state.withLock { state in
+        let (waiters, completions, wasCloning) = state.withLock { state in
             defer {
                 state.pending = []
                 state.completions = []
             }
             state.phase = .failed(error)
             state.stopping = true
-            return (state.pending, state.completions)
+            return (state.pending, state.completions, state.keepsWhole)
         }
         exchange.ended(self)
+        if wasCloning { exchange.gaveUp(extent) }
         for waiter in waiters { waiter.body(.failure(error)) }
         for completion in completions { completion(.failure(error)) }
     }

@@ -55,6 +55,12 @@ extension Node {
         log([state == .stored ? .stored(extent) : .cached(extent)])
     }
 
+    /// A clone came to nothing: others need not wait for it.
+    func gaveUp(_ extent: Extent) {
+        guard let state = try? exchange.state(of: extent), state == .none else { return }
+        log([.lost(extent)])
+    }
+
     private func log(_ entries: [Volume.HolderLogEntry]) {
         guard !entries.isEmpty else { return }
         do { try holderLogs.append(entries) } catch { logger.error("holder log: \(error)") }
@@ -75,12 +81,20 @@ extension Node {
         case .none: break
         }
         guard running.withLock({ $0.state }) == "ready" else { return .busy }
+        if exchange.isCloning(extent) { return .accepted }
         let used = try catalog.read { try $0.total(.stored).bytes + $0.total(.cached).bytes }
         let free = try store.freeBytes()
         guard free > extent.length + Self.cloneReserveBytes, used + extent.length <= capacityBytes
         else { return .full }
         guard exchange.cloning < Replicator.clonesMax else { return .busy }
-        if exchange.clone(extent) { log([.cloning(extent)]) }
+        // Before it starts: the entry must not come behind the one that says it is stored.
+        log([.cloning(extent)])
+        _ = exchange.clone(extent)
+        // Another request for it may have been faster.
+        switch try exchange.state(of: extent) {
+        case .stored: log([.stored(extent)])
+        case .cached, .none: break
+        }
         return .accepted
     }
 

@@ -190,8 +190,9 @@ public final class Node: Sendable {
             catalog: catalog, identity: identity, capacity: capacityBytes, logger: logger)
         holderLogs = logs
         exchange = ContentExchange(
-            catalog: catalog, store: store, swarm: swarm, mesh: mesh, logger: logger
-        ) { extent, state in link.node?.arrived(extent, state) }
+            catalog: catalog, store: store, swarm: swarm, mesh: mesh, logger: logger,
+            arrived: { extent, state in link.node?.arrived(extent, state) },
+            gaveUp: { extent in link.node?.gaveUp(extent) })
         gossip = Gossip(
             mesh: mesh, timeline: timeline, logger: logger)
         let (copies, machine, capacity) = (joined.copies, file.machine, capacityBytes)
@@ -296,14 +297,17 @@ public final class Node: Sendable {
             if let (path, isMissing) = mountPoint { try mount(path, isMissing) }
             let replication = Task { [replicator] in await replicator.run() }
             let housekeeping = Task { [weak self] in await self?.keepHouse() ?? () }
+            // At once: a failure from here on has to find and end them.
+            running.withLock {
+                $0.replication = replication
+                $0.housekeeping = housekeeping
+            }
             let control = try await ControlServer.start(
                 root: root, threads: threads, bodyLimit: { _, _ in 1 << 20 },
                 handler: { [weak self] in
                     await self?.control($0) ?? .refusal(503, "The node is stopping.")
                 })
             running.withLock {
-                $0.replication = replication
-                $0.housekeeping = housekeeping
                 $0.control = control
                 $0.state = "ready"
             }
