@@ -14,10 +14,13 @@ final class HolderLogs: Sendable {
     static let batchEntriesMax = 4096
     /// Logs that are being fetched at a time.
     static let pullsMax = 8
+    /// Epochs are milliseconds since 1970; a greater one is a mistake that is not to be followed.
+    static let epochMax: UInt64 = 1 << 60
 
     private let catalog: Catalog
     private let identity: NodeIdentity
     private let logger: Logger
+    private let capacity: UInt64
     private let pulling = Mutex<Set<NodeID>>([])
     /// One append at a time: each entry's hash covers the one before.
     private let position: Mutex<HolderLogPosition>
@@ -28,6 +31,7 @@ final class HolderLogs: Sendable {
         self.catalog = catalog
         self.identity = identity
         self.logger = logger
+        self.capacity = capacity
         let node = identity.node
         let last = try catalog.read { try $0.logHead(of: node) }
         let known = last.flatMap {
@@ -43,10 +47,10 @@ final class HolderLogs: Sendable {
                 }
             }
         }
-        if known == nil { try append(snapshot(capacity)) }
+        if known == nil { try append(snapshot()) }
     }
 
-    private func snapshot(_ capacity: UInt64) throws -> [Volume.HolderLogEntry] {
+    private func snapshot() throws -> [Volume.HolderLogEntry] {
         try catalog.read { reader in
             let stored = try reader.contents(in: .stored, limit: .max)
             let cached = try reader.contents(in: .cached, limit: .max)
@@ -57,33 +61,81 @@ final class HolderLogs: Sendable {
 
     // MARK: This node's log
 
-    func append(_ entries: [Volume.HolderLogEntry]) throws {
+    /// - Parameter told: called when peers may hear of them: only what survives a crash is told, or
+    ///   the log would go on with other entries under the same numbers.
+    func append(
+        _ entries: [Volume.HolderLogEntry], told: @escaping @Sendable () -> Void = {}
+    ) throws {
         guard !entries.isEmpty else { return }
-        let node = identity.node
-        let now = Monotonic.wallMilliseconds
         let head = try position.withLock { position in
-            var next = position
-            var signed: [(StoredLogEntry, Volume.HolderLogEntry)] = []
-            for entry in entries {
-                next = next.advanced(by: entry)
-                let signature = try identity.sign(next.signedBytes, for: .holderLogHead)
-                signed.append(
-                    (
-                        StoredLogEntry(
-                            epoch: next.epoch, number: next.count, entry: entry.bytes,
-                            chain: next.chain, signature: signature), entry
-                    ))
-            }
-            try catalog.perform { tx in
-                for (stored, entry) in signed {
-                    try tx.appendLog(stored, of: node)
-                    try tx.apply(entry, of: node, at: now)
-                }
-            }
+            let next = try write(entries, behind: position, isNewEpoch: false)
             position = next
             return next
         }
-        heads.withLock { $0[node] = HolderLogHead(head) }
+        tell(head, then: told)
+    }
+
+    private func tell(_ head: HolderLogPosition, then told: @escaping @Sendable () -> Void) {
+        catalog.afterDurable { [weak self] failure in
+            guard failure == nil, let self else { return }
+            heads.withLock { heads in
+                let known = heads[head.node].map { ($0.epoch, $0.count) } ?? (0, 0)
+                // Appends of other threads may be told before this one.
+                if (head.epoch, head.count) > known { heads[head.node] = HolderLogHead(head) }
+            }
+            told()
+        }
+    }
+
+    /// A peer knows more of this node's log than the node: the root was restored or copied. It
+    /// begins a new epoch with what is here, which replaces all earlier ones.
+    private func beginEpoch(
+        overtakenBy theirs: HolderLogHead, told: @escaping @Sendable () -> Void
+    ) throws {
+        let head: HolderLogPosition? = try position.withLock { position in
+            guard
+                let known = HolderLogPosition(
+                    node: theirs.node, epoch: theirs.epoch, count: theirs.count,
+                    chain: theirs.hash), position.isOvertaken(by: known)
+            else { return nil }
+            let epoch = max(Monotonic.wallMilliseconds, position.epoch + 1, theirs.epoch + 1)
+            let next = try write(
+                snapshot(), behind: HolderLogPosition(node: identity.node, epoch: epoch),
+                isNewEpoch: true)
+            position = next
+            return next
+        }
+        guard let head else { return }
+        logger.notice("peers knew more of this disk's holder log than it does; it was begun anew")
+        tell(head, then: told)
+    }
+
+    /// Under the lock of `position`.
+    private func write(
+        _ entries: [Volume.HolderLogEntry], behind position: HolderLogPosition, isNewEpoch: Bool
+    ) throws -> HolderLogPosition {
+        let node = identity.node
+        let now = Monotonic.wallMilliseconds
+        var next = position
+        var signed: [(StoredLogEntry, Volume.HolderLogEntry)] = []
+        for entry in entries {
+            next = next.advanced(by: entry)
+            let signature = try identity.sign(next.signedBytes, for: .holderLogHead)
+            signed.append(
+                (
+                    StoredLogEntry(
+                        epoch: next.epoch, number: next.count, entry: entry.bytes,
+                        chain: next.chain, signature: signature), entry
+                ))
+        }
+        try catalog.perform { tx in
+            if isNewEpoch { try tx.clearHolders(node) }
+            for (stored, entry) in signed {
+                try tx.appendLog(stored, of: node)
+                try tx.apply(entry, of: node, at: now)
+            }
+        }
+        return next
     }
 
     // MARK: Exchange
@@ -94,7 +146,13 @@ final class HolderLogs: Sendable {
     }
 
     /// A peer said which logs it knows how far: what it has more of is fetched.
-    func heard(_ peer: Peer, through mesh: Mesh) {
+    /// - Parameter learned: called when something new is in the catalog.
+    func heard(
+        _ peer: Peer, through mesh: Mesh, learned: @escaping @Sendable () -> Void = {}
+    ) {
+        if let own = peer.hello.holderLogs.first(where: { $0.node == identity.node }) {
+            heardOwn(own, told: { mesh.pokeAll() })
+        }
         for theirs in peer.hello.holderLogs where theirs.node != identity.node {
             let ours = heads.withLock { $0[theirs.node] }
             let isNewer =
@@ -111,7 +169,24 @@ final class HolderLogs: Sendable {
                     logger.warning("reading the holder log of \(theirs.node): \(error)")
                 }
                 _ = pulling.withLock { $0.remove(theirs.node) }
+                learned()
             }
+        }
+    }
+
+    /// What a peer knows of this node's own log is never ahead of it, unless the root is an old one.
+    private func heardOwn(_ theirs: HolderLogHead, told: @escaping @Sendable () -> Void) {
+        guard theirs.epoch <= Self.epochMax, let ours = heads.withLock({ $0[theirs.node] }),
+            (theirs.epoch, theirs.count) > (ours.epoch, ours.count)
+                || ((theirs.epoch, theirs.count) == (ours.epoch, ours.count)
+                    && theirs.hash != ours.hash)
+        else { return }
+        Task {
+            do {
+                try await Blocking.run { [self] in
+                    try beginEpoch(overtakenBy: theirs, told: told)
+                }
+            } catch { logger.error("beginning the holder log anew: \(error)") }
         }
     }
 
@@ -186,7 +261,11 @@ final class HolderLogs: Sendable {
                 of: node, epoch: request.epoch, from: request.after + 1,
                 limit: Self.batchEntriesMax)
         }
-        guard let end = entries.lastIndex(where: { !$0.signature.isEmpty }) else {
+        // Of one's own only what is durable.
+        let last = heads.withLock { $0[node] }.map { own ? $0.count : .max } ?? 0
+        guard
+            let end = entries.lastIndex(where: { !$0.signature.isEmpty && $0.number <= last })
+        else {
             return .refusal(404, "There is nothing more of that log here.")
         }
         let signature = entries[end].signature

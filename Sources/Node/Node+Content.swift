@@ -36,7 +36,7 @@ extension Node {
         switch event {
         case .online(let peer), .changed(let peer):
             gossip.heard(peer)
-            holderLogs.heard(peer, through: mesh)
+            holderLogs.heard(peer, through: mesh) { [weak self] in self?.replicator.poke() }
             replicator.poke()
         case .offline: replicator.poke()
         }
@@ -63,8 +63,9 @@ extension Node {
 
     private func log(_ entries: [Volume.HolderLogEntry]) {
         guard !entries.isEmpty else { return }
-        do { try holderLogs.append(entries) } catch { logger.error("holder log: \(error)") }
-        mesh.pokeAll()
+        do {
+            try holderLogs.append(entries) { [mesh] in mesh.pokeAll() }
+        } catch { logger.error("holder log: \(error)") }
         replicator.poke()
     }
 
