@@ -17,6 +17,8 @@ final class Timeline: Sendable {
     static let batchMilliseconds: UInt64 = 100
     /// Between tries to apply what conflicts with changes that are being made here.
     static let retryMilliseconds: UInt64 = 20
+    /// Before what failed, for want of room perhaps, is tried again.
+    static let failurePause: TimeInterval = 1
 
     private struct State {
         /// When the oldest uncommitted change happened.
@@ -116,6 +118,7 @@ final class Timeline: Sendable {
     }
 
     /// Blocks until everything changed before this call is committed, or the deadline has passed.
+    /// - Returns: false when it is not committed.
     func commitNow(until deadline: Date) -> Bool {
         let done = Mutex(false)
         state.withLock { state in
@@ -125,6 +128,7 @@ final class Timeline: Sendable {
         return condition.withLock {
             condition.broadcast()
             while !done.withLock({ $0 }) {
+                guard state.withLock({ $0.running }) else { return done.withLock { $0 } }
                 guard condition.wait(until: deadline) else { return done.withLock { $0 } }
             }
             return true
@@ -146,20 +150,39 @@ final class Timeline: Sendable {
     private func run() {
         while true {
             let (incoming, waiters, stopping) = next()
-            attempt("taking in heads") { try take(incoming) }
-            attempt("committing") { try commit() }
-            attempt("bringing heads together") { try converge() }
+            let isTaken = attempt("taking in heads") { try take(incoming) }
+            let isCommitted = attempt("committing") { try commit() }
+            let isConverged = attempt("bringing heads together") { try converge() }
             attempt("repacking") { _ = try history.repackIfNeeded() }
-            for waiter in waiters { waiter() }
+            if isCommitted { for waiter in waiters { waiter() } }
             wake()
             if stopping { break }
+            if isTaken && isCommitted && isConverged { continue }
+            condition.withLock {
+                _ = condition.wait(until: Date(timeIntervalSinceNow: Self.failurePause))
+            }
+            state.withLock { state in
+                if !isTaken { state.incoming.formUnion(incoming) }
+                if !isCommitted {
+                    state.waiters += waiters
+                    state.dirtySince = state.dirtySince ?? Monotonic.milliseconds
+                }
+                state.headsDue = Monotonic.milliseconds
+            }
         }
         state.withLock { $0.running = false }
         wake()
     }
 
-    private func attempt(_ what: String, _ body: () throws -> Void) {
-        do { try body() } catch { logger.error("\(what) failed: \(error)") }
+    @discardableResult
+    private func attempt(_ what: String, _ body: () throws -> Void) -> Bool {
+        do {
+            try body()
+            return true
+        } catch {
+            logger.error("\(what) failed: \(error)")
+            return false
+        }
     }
 
     /// Waits until there is something to do.
