@@ -97,6 +97,10 @@ static void copy_stat(const struct stat *from, struct cstore_stat *out) {
     out->mode = from->st_mode;
     out->uid = from->st_uid;
     out->links = (uint32_t)from->st_nlink;
+    out->modified_seconds = from->st_mtim.tv_sec;
+    out->modified_nanoseconds = (uint32_t)from->st_mtim.tv_nsec;
+    out->changed_seconds = from->st_ctim.tv_sec;
+    out->changed_nanoseconds = (uint32_t)from->st_ctim.tv_nsec;
 }
 int cstore_fstat(int fd, struct cstore_stat *out) {
     struct stat status;

@@ -50,6 +50,16 @@ enum Opcode: UInt32, CaseIterable, Sendable {
     case statx = 52
     case copyFileRange64 = 53
 
+    /// Whether the kernel may keep names or attributes of an answer that was long in coming.
+    var isAnswerKept: Bool {
+        switch self {
+        case .read, .open, .setattr, .write, .flush, .fsync, .fsyncdir, .syncfs, .fallocate,
+            .copyFileRange, .copyFileRange64:
+            false
+        default: true
+        }
+    }
+
     /// Requests that the kernel does not wait for: an answer to them would be a protocol error.
     var isAnswered: Bool {
         switch self {

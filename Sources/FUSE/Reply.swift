@@ -243,7 +243,9 @@ public struct Reply: ~Copyable, Answering {
     /// Moves the answer off the reader thread. At the bound of `RequestTable.detachedMax` the
     /// request is answered ENOMEM and the result ignores what it is told.
     ///
-    /// A detached READ no longer holds up `Session.afterCurrentRequests`.
+    /// A detached request whose answer the kernel does not keep (`Opcode.isAnswerKept`), for example
+    /// READ, OPEN and FSYNC, no longer holds up `Session.afterCurrentRequests`. SETATTR neither: give
+    /// its answer no validity.
     public consuming func detach() -> PendingReply {
         isAnswered = true
         return PendingReply.detach(ticket)
@@ -275,7 +277,7 @@ public final class PendingReply: Answering, Sendable {
         let connection = ticket.connection
         var detached = ticket
         detached.isDetached = true
-        if ticket.opcode == .read { detached.epoch = nil }
+        if !ticket.opcode.isAnswerKept { detached.epoch = nil }
         let reply = PendingReply(detached)
         switch connection.requests.detach(ticket.unique, reply) {
         case .registered: break

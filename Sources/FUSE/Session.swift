@@ -274,7 +274,8 @@ public final class Session: Sendable {
 
     /// Runs `body` on the notifier's thread once every request that is being worked on now has
     /// been answered: no answer from before a change can then arrive after its invalidation.
-    /// Publish the change first. Detached READs do not count: they may wait for the network.
+    /// Publish the change first. Detached READs and others without attributes in
+    /// their answers do not count: they may wait for the network.
     ///
     /// Returns false when too many bodies wait (`RequestTable.waitersMax`) or the session is
     /// over; `body` will not run then.

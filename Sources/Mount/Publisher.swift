@@ -17,33 +17,39 @@ public import Volume
 /// **Invariant:** an object is never written to. From the link on, a writer gets a copy; before it,
 /// a read lease proves that no descriptor and no mapping can still write, and a writer that opens
 /// the file meanwhile makes the publish give up (`writeGeneration`).
-public final class Publisher: Sendable {
-    /// Files handled with one wait for the disk.
+///
+/// Locks, outermost first: a vnode's, the catalog's, the vnode table's, `condition`.
+public final class Publisher: @unchecked Sendable {
+    // Sendable: `queue`, `isStopping` and `running` are touched with `condition` locked only; all
+    // else is constant or guards itself.
+
+    /// Files handled with one wait for the disk, and bytes hashed before the first of them is done.
     static let batchFilesMax = 128
+    static let batchBytesMax: UInt64 = 256 << 20
+    /// From this size on a file has the other thread, so that small ones do not wait behind it.
+    static let largeBytesMin: UInt64 = 64 << 20
     /// Between looks at a file that a mapping or an orphaned descriptor can still write to.
     static let leaseRetryMilliseconds: UInt64 = 500
+    static let failureRetryMilliseconds: UInt64 = 2000
     /// A batch of this many objects costs less as one sync of the disk than one per file.
     static let wholeDiskSyncFilesMin = 8
 
+    typealias Queue = PublishQueue<Vnode>
+
     let catalog: Catalog
     let store: Store
+    let logger: Logger
     let vnodes = VnodeTable()
-    private let logger: Logger
-    private let published: @Sendable ([Extent]) -> Void
-    private let condition = NSCondition()
-    private let queue = Mutex(Queue())
+    let claims = BackingClaims()
+    let published: @Sendable ([Extent]) -> Void
+    private let observer = Mutex<(@Sendable (VolumeChange) -> Void)?>(nil)
     private let stagingNumber: Atomic<UInt64>
+    private let condition = NSCondition()
+    private var queue = Queue()
+    private var isStopping = false
+    private var running = 0
 
-    fileprivate struct Queue {
-        var ready: [InodeNumber] = []
-        var waiting: Set<InodeNumber> = []
-        var later: [(due: UInt64, ino: InodeNumber)] = []
-        var inWork = 0
-        var stopping = false
-        var running = false
-    }
-
-    /// - Parameter published: called on the publisher's thread with content that became an object
+    /// - Parameter published: called on the publisher's threads with content that became an object
     ///   here (or already was one), after its row changed.
     public init(
         catalog: Catalog, store: Store, logger: Logger,
@@ -65,314 +71,162 @@ public final class Publisher: Sendable {
     /// Inodes that the kernel or a descriptor holds.
     public var heldInodes: Set<InodeNumber> { vnodes.held }
 
-    // MARK: Queue
+    /// Called when publishing changed names, as an apply would.
+    func setObserver(_ body: @escaping @Sendable (VolumeChange) -> Void) {
+        observer.withLock { $0 = body }
+    }
+
+    func notify(_ change: VolumeChange) { observer.withLock { $0 }?(change) }
+
+    // MARK: Life
+
+    /// Takes on what an earlier run left, drops what no row names, and starts the threads.
+    public func start() throws {
+        try recover()
+        for lane in Queue.Lane.allCases {
+            condition.withLock { running += 1 }
+            let thread = Thread { self.run(lane) }
+            thread.name = lane == .small ? "publish" : "publish-large"
+            thread.start()
+        }
+    }
+
+    /// Ends the threads after what is ready; what is put off stays for the next start.
+    public func stop() {
+        condition.withLock {
+            isStopping = true
+            condition.broadcast()
+            while running > 0 { condition.wait() }
+        }
+    }
 
     /// Closed files that are not published yet.
-    public var unpublished: Int {
-        queue.withLock { $0.waiting.count + $0.inWork }
-    }
+    public var unpublished: Int { condition.withLock { queue.unpublished } }
 
-    /// Takes on what an earlier run left, drops what no row names, and starts the thread.
-    public func start() throws {
-        var after = InodeNumber(rawValue: 0)
-        var named: Set<StagingName> = []
-        while true {
-            let rows = try catalog.read { try $0.unpublished(after: after, limit: 1000) }
-            guard let last = rows.last else { break }
-            for row in rows {
-                if let name = StagingName(row.name) { named.insert(name) }
-                submit(row.ino)
-            }
-            after = last.ino
-        }
-        for name in try store.listStaging() where !named.contains(name) {
-            try store.removeStaging(name)
-        }
-        queue.withLock { $0.running = true }
-        let thread = Thread { self.run() }
-        thread.name = "publish"
-        thread.start()
-    }
-
-    public func submit(_ ino: InodeNumber) {
-        _ = vnodes.pin(ino)
-        let isNew = queue.withLock { queue in
-            guard queue.waiting.insert(ino).inserted else { return false }
-            queue.ready.append(ino)
-            return true
-        }
-        if !isNew { unpin(ino) }
-        condition.withLock { condition.broadcast() }
-    }
-
-    /// Waits until everything submitted before is published; what a writer or a mapping still
-    /// holds does not count.
-    /// - Returns: false when the deadline passed.
+    /// Publishes everything submitted before, at once, a copy of what a mapping still holds; what
+    /// a writer has open does not count.
+    /// - Returns: false when the deadline passed, or something could not be published.
     public func settle(until deadline: Date) -> Bool {
         condition.withLock {
-            while queue.withLock({ !$0.ready.isEmpty || $0.inWork > 0 }) {
-                guard condition.wait(until: deadline) else { return false }
-            }
-            return true
-        }
-    }
-
-    public func stop() {
-        queue.withLock { $0.stopping = true }
-        condition.withLock {
+            queue.hurry()
+            defer { queue.endHurry() }
             condition.broadcast()
-            while queue.withLock({ $0.running }) { condition.wait() }
+            while true {
+                switch queue.progress {
+                case .settled: return true
+                case .failed: return false
+                case .busy: guard condition.wait(until: deadline) else { return false }
+                }
+            }
         }
     }
 
-    private func run() {
-        while let batch = nextBatch() {
+    // MARK: Queue
+
+    /// A file that nobody writes to any more is to be published. Under the vnode's lock.
+    func submitIfClosed(_ vnode: Vnode) {
+        guard vnode.state.writers == 0, let staged = vnode.state.staged, staged.isUnpublished
+        else { return }
+        let size = (try? store.stagingFacts(staged.name))?.size ?? 0
+        vnodes.pin(vnode)
+        let isNew = condition.withLock {
+            defer { condition.broadcast() }
+            return queue.add(
+                vnode.nodeid, vnode, size: size, size < Self.largeBytesMin ? .small : .large)
+        }
+        if !isNew { unpin(vnode) }
+    }
+
+    /// Gives back the pin of something taken from the queue, or puts it back.
+    func postpone(_ entry: Queue.Entry, milliseconds: UInt64, _ delay: Queue.Delay) {
+        let lane: Queue.Lane = entry.size < Self.largeBytesMin ? .small : .large
+        let isBack = condition.withLock {
+            defer { condition.broadcast() }
+            return queue.postpone(
+                entry, lane, until: Monotonic.milliseconds + milliseconds, delay)
+        }
+        if !isBack { unpin(entry.item) }
+    }
+
+    private func run(_ lane: Queue.Lane) {
+        while let batch = nextBatch(lane) {
             publish(batch)
-            queue.withLock { $0.inWork = 0 }
-            condition.withLock { condition.broadcast() }
+            condition.withLock {
+                queue.done(lane, batch.count)
+                condition.broadcast()
+            }
         }
-        queue.withLock { $0.running = false }
-        condition.withLock { condition.broadcast() }
+        condition.withLock {
+            running -= 1
+            condition.broadcast()
+        }
     }
 
-    private func nextBatch() -> [InodeNumber]? {
+    private func nextBatch(_ lane: Queue.Lane) -> [Queue.Entry]? {
         condition.withLock {
             while true {
-                let (batch, due) = queue.withLock { $0.take(now: Monotonic.milliseconds) }
-                if let batch, batch.isEmpty { return nil }
-                if let batch { return batch }
-                let wait = due.map { max(1, Int64($0) - Int64(Monotonic.milliseconds)) } ?? 60_000
-                _ = condition.wait(until: Date(timeIntervalSinceNow: Double(wait) / 1000))
+                let now = Monotonic.milliseconds
+                let (batch, due) = queue.take(
+                    lane, now: now, filesMax: Self.batchFilesMax, bytesMax: Self.batchBytesMax)
+                if !batch.isEmpty { return batch }
+                if isStopping { return nil }
+                if let due {
+                    let wait = due > now ? due - now : 1
+                    _ = condition.wait(until: Date(timeIntervalSinceNow: Double(wait) / 1000))
+                } else {
+                    condition.wait()
+                }
             }
         }
     }
 
-    private func retry(_ ino: InodeNumber, after milliseconds: UInt64) {
-        queue.withLock { queue in
-            queue.waiting.insert(ino)
-            queue.later.append((Monotonic.milliseconds + milliseconds, ino))
-        }
-    }
+    // MARK: Vnodes
 
-    private func unpin(_ ino: InodeNumber) {
-        if let vnode = vnodes.existing(ino), vnodes.unpin(vnode) { reap(ino) }
+    func unpin(_ vnode: Vnode) {
+        if vnodes.unpin(vnode) { reap(vnode.ino) }
     }
 
     /// Nothing holds the inode any more: if it has no name left, it goes.
     public func reap(_ ino: InodeNumber) {
         do {
             let staging = try catalog.perform { tx -> String? in
-                guard let inode = try tx.inode(ino), inode.linkCount == 0 else { return nil }
                 let staging = try tx.staging(of: ino)?.name
-                _ = try tx.reap(ino)
-                return staging
+                return try tx.reap(ino) ? staging : nil
             }
-            if let staging, let name = StagingName(staging) { try store.removeStaging(name) }
+            if let staging, let name = StagingName(staging) { removeWhenDurable(name) }
         } catch { logger.error("removing inode \(ino.rawValue) failed: \(error)") }
     }
 
-    /// Removes a staging name once the row that replaced it is durable.
+    /// Removes a staging name once what replaced it in the catalog is durable.
     func removeWhenDurable(_ name: StagingName) {
         catalog.afterDurable { [store, logger] failure in
             guard failure == nil else { return }
             do { try store.removeStaging(name) } catch {
-                logger.warning("a published staging file could not be removed: \(error)")
+                logger.warning("a staging file that nobody needs could not be removed: \(error)")
             }
         }
     }
 
-    // MARK: Publishing
-
-    /// A closed file, seen under its lock to have no writer.
-    private struct Candidate {
-        let vnode: Vnode
-        let name: StagingName
-        let file: SharedDescriptor
-        let generation: UInt64
-        let length: UInt64
-        let modified: Timestamp
+    /// The kernel no longer reads the vnode's object, or it is no object any more. Under its lock.
+    func releaseClaim(_ vnode: Vnode) {
+        guard let root = vnode.state.claimed else { return }
+        claims.release(root, for: vnode.nodeid)
+        vnode.state.claimed = nil
     }
 
-    private func publish(_ batch: [InodeNumber]) {
-        var objects: [(Candidate, HashedExtent)] = []
-        for ino in batch {
-            guard let vnode = vnodes.existing(ino) else { continue }
-            do {
-                guard let candidate = try candidate(vnode) else {
-                    unpin(ino)
-                    continue
-                }
-                if candidate.length <= Limits.inlineBytesMax {
-                    try publishInline(candidate)
-                } else {
-                    let result = try Merkle.hash(candidate.file.descriptor, length: candidate.length)
-                    if result.extents.count == 1 {
-                        objects.append((candidate, result.extents[0]))
-                        continue
-                    }
-                    try publishSplit(candidate, result)
-                }
-                unpin(ino)
-            } catch { failed(ino, error) }
-        }
-        guard !objects.isEmpty else { return }
-        do { try publishObjects(objects) } catch {
-            for (candidate, _) in objects { failed(candidate.vnode.ino, error) }
-        }
-    }
-
-    private func failed(_ ino: InodeNumber, _ error: any Error) {
-        logger.warning("publishing inode \(ino.rawValue) failed, will try again: \(error)")
-        retry(ino, after: 2000)
-    }
-
-    /// - Returns: nil when there is nothing to publish, or somebody has it open for writing and
-    ///   will submit it again, or can still write to it and it was put off.
-    private func candidate(_ vnode: Vnode) throws -> Candidate? {
-        vnode.lock()
-        defer { vnode.unlock() }
-        guard vnode.state.writers == 0, vnode.state.waiting == nil else { return nil }
-        guard let row = try catalog.read({ try $0.staging(of: vnode.ino) }),
-            let name = StagingName(row.name)
-        else { return nil }
-        // The daemon's own writable descriptor would count against the lease.
-        let file = SharedDescriptor(try store.openStaging(name, .read))
-        if case .staging(let staging) = vnode.state.bytes {
-            vnode.state.bytes = .staging(StagingFile(name: staging.name, file: file))
-        }
-        if try store.hasWriters(file.descriptor) {
-            retry(vnode.ino, after: Self.leaseRetryMilliseconds)
-            _ = vnodes.pin(vnode.ino)
-            return nil
-        }
-        guard let status = fileStatus(file.descriptor) else { throw Errno(rawValue: errno) }
-        return Candidate(
-            vnode: vnode, name: name, file: file, generation: vnode.state.writeGeneration,
-            length: UInt64(status.st_size), modified: Timestamp(status.st_mtim))
-    }
-
-    private func publishInline(_ candidate: Candidate) throws {
-        var bytes = [UInt8](repeating: 0, count: Int(candidate.length))
-        let count = try bytes.withUnsafeMutableBytes {
-            try candidate.file.descriptor.read(fromAbsoluteOffset: 0, into: $0)
-        }
-        guard count == bytes.count else { throw Errno.ioError }
-        try finish(candidate, .inline(bytes), isObject: false)
-        published([])
-    }
-
-    private func publishSplit(_ candidate: Candidate, _ result: MerkleResult) throws {
-        candidate.vnode.lock()
-        let isCurrent =
-            candidate.vnode.state.writeGeneration == candidate.generation
-            && candidate.vnode.state.opens == 0
-        guard isCurrent else {
-            candidate.vnode.unlock()
-            retry(candidate.vnode.ino, after: Self.leaseRetryMilliseconds)
-            _ = vnodes.pin(candidate.vnode.ino)
-            return
-        }
-        defer { candidate.vnode.unlock() }
-        try store.publish(Publication(staging: candidate.name, result: result))
-        try record(candidate, result.content)
-        published(result.content.extents)
-    }
-
-    private func publishObjects(_ objects: [(Candidate, HashedExtent)]) throws {
-        let together = objects.count >= Self.wholeDiskSyncFilesMin
-        var prepared: [(Candidate, HashedExtent, PreparedObject)] = []
-        for (candidate, hashed) in objects {
-            do {
-                prepared.append(
-                    (candidate, hashed,
-                     try store.prepareObject(candidate.name, hashed, synchronizing: !together)))
-            } catch { failed(candidate.vnode.ino, error) }
-        }
-        if together { try store.synchronizeDisk() }
-        var linked: [(Candidate, HashedExtent)] = []
-        for (candidate, hashed, object) in prepared {
-            do {
-                if try link(candidate, object) { linked.append((candidate, hashed)) }
-                else { unpin(candidate.vnode.ino) }
-            } catch { failed(candidate.vnode.ino, error) }
-        }
-        try store.synchronizeNames(of: linked.map(\.1.extent.root))
-        for (candidate, hashed) in linked {
-            do {
-                try finish(candidate, .extents([hashed.extent]), isObject: true)
-                published([hashed.extent])
-                unpin(candidate.vnode.ino)
-            } catch { failed(candidate.vnode.ino, error) }
-        }
-    }
-
-    /// Gives the staging file's inode the object's name: from here on a writer gets a copy.
-    private func link(_ candidate: Candidate, _ object: PreparedObject) throws -> Bool {
-        let vnode = candidate.vnode
-        vnode.lock()
-        defer { vnode.unlock() }
-        guard vnode.state.writeGeneration == candidate.generation else {
-            store.discard(object)
-            return false
-        }
-        if try store.link(object) == .linked { vnode.state.sealed = object.hashed.extent }
-        return true
-    }
-
-    private func finish(_ candidate: Candidate, _ content: Content, isObject: Bool) throws {
-        let vnode = candidate.vnode
-        vnode.lock()
-        defer { vnode.unlock() }
-        guard vnode.state.writeGeneration == candidate.generation else {
-            // A writer has a newer staging file; this one's name is not needed.
-            if isObject { removeWhenDurable(candidate.name) }
-            return
-        }
-        try record(candidate, content)
-        let sealed = vnode.state.sealed
-        vnode.state.sealed = nil
-        vnode.state.closed = nil
-        if vnode.state.opens > 0, let sealed {
-            vnode.state.bytes = .object(sealed, candidate.file)
-            removeWhenDurable(candidate.name)
-        } else if vnode.state.opens > 0 {
-            vnode.state.isPublished = true
-        } else {
-            vnode.state.bytes = nil
-            removeWhenDurable(candidate.name)
-        }
-    }
-
-    private func record(_ candidate: Candidate, _ content: Content) throws {
-        try catalog.perform { tx in
-            let now = Monotonic.wallMilliseconds
-            for extent in content.extents {
-                try tx.setContentState(extent, .stored, at: now)
+    /// Gives up the bytes of an inode that nobody uses. Under its lock.
+    func unloadIfIdle(_ vnode: Vnode) {
+        guard !vnode.state.isInUse else { return }
+        if var staged = vnode.state.staged {
+            if staged.isUnpublished {
+                staged.file = nil
+                staged.isWritable = false
+                vnode.state.bytes = .staging(staged)
+                return
             }
-            _ = try tx.setContent(
-                candidate.vnode.ino, content, modified: candidate.modified, now: .now)
-            try tx.clearStaging(candidate.vnode.ino)
+            removeWhenDurable(staged.name)
         }
-    }
-}
-
-extension Publisher.Queue {
-    /// - Returns: a batch, or empty when it is over, or nil and when to look again.
-    fileprivate mutating func take(now: UInt64) -> ([InodeNumber]?, UInt64?) {
-        let due = later.filter { $0.due <= now }.map(\.ino)
-        if !due.isEmpty {
-            later.removeAll { $0.due <= now }
-            ready += due
-        }
-        if !ready.isEmpty {
-            let batch = Array(ready.prefix(Publisher.batchFilesMax))
-            ready.removeFirst(batch.count)
-            waiting.subtract(batch)
-            inWork = batch.count
-            return (batch, nil)
-        }
-        if stopping { return ([], nil) }
-        return (nil, later.map(\.due).min())
+        vnode.state.unload()
     }
 }
 

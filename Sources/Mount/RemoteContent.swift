@@ -1,25 +1,46 @@
 public import SystemPackage
 public import Volume
 
-/// Where content comes from that is not on this disk.
+/// Where content comes from that is not on this disk, and who else uses what is.
 ///
-/// Called on FUSE reader threads: must not block. The descriptor handed to a waiter is readable
-/// over the asked range only; ranges that were not fetched are never served.
+/// Called on FUSE reader threads: must not block.
 public protocol RemoteContent: AnyObject, Sendable {
     /// Begins to fetch the extent, or joins a fetch under way.
     func stream(_ extent: Extent) -> any ContentStream
+
+    /// The object's file is about to be written to, and its name has another file of the same
+    /// bytes: calls `body` exactly once when nobody reads the old one for peers any more.
+    func letGo(of extent: Extent, _ body: @escaping @Sendable () -> Void)
+
+    /// An object that the catalog knew is not on the disk, or not whole; the catalog knows now.
+    func isMissing(_ extent: Extent)
 }
 
 /// One extent being fetched. Letting go of the last reference ends the interest in it.
 public protocol ContentStream: AnyObject, Sendable {
     /// Calls `body` exactly once, on a thread of the provider, when the range is verified and on
-    /// the disk, or with an error after a bounded time without progress.
+    /// the disk, or with an error after a bounded time without progress. The descriptor is readable
+    /// over the asked range only: what was not fetched is never served.
     func whenReadable(
         _ range: Range<UInt64>,
         _ body: @escaping @Sendable (Result<SharedDescriptor, Errno>) -> Void
-    )
+    ) -> ContentWait
+
     /// Calls `body` exactly once when the whole extent is an object on this disk.
     func whenComplete(_ body: @escaping @Sendable (Result<Void, Errno>) -> Void)
+}
+
+/// A wait for content that may be given up: nothing is kept for it afterwards.
+public struct ContentWait: Sendable {
+    private let end: @Sendable () -> Void
+
+    /// - Parameter end: called at most a few times, from any thread; `body` need not be called then.
+    public init(_ end: @escaping @Sendable () -> Void) { self.end = end }
+
+    /// For what was answered at once.
+    public static let over = ContentWait {}
+
+    public func cancel() { end() }
 }
 
 /// A descriptor that closes when its last holder lets go, so that a read under way never meets a

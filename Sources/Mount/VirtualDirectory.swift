@@ -78,7 +78,8 @@ final class VirtualDirectory: Sendable {
             ([0x2E], Self.directory, S_IFDIR), ([0x2E, 0x2E], VnodeTable.rootNode, S_IFDIR),
             (Self.statusName, Self.statusFile, S_IFREG),
         ]
-        for (index, (name, ino, mode)) in entries.enumerated() where index >= Int(clamping: offset) {
+        for (index, (name, ino, mode)) in entries.enumerated() where index >= Int(clamping: offset)
+        {
             let cookie = UInt64(index + 1)
             let fits =
                 plus

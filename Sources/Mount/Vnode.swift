@@ -1,20 +1,21 @@
 import Catalog
 import Foundation
-import Glibc
 import Store
-import Synchronization
 import SystemPackage
 import Volume
 
-/// What serves the bytes of an open inode.
+typealias Inode = CatalogInode
+
+/// What serves the bytes of an inode.
 enum Bytes {
+    /// Nobody has it open and nothing is unpublished: the row says.
+    case unloaded
     case inline([UInt8])
-    /// One complete object on this disk.
-    case object(Extent, SharedDescriptor)
-    /// Extents in order, at least one of which is not on this disk (or there are several).
+    /// One complete object on this disk. The descriptor is there while the daemon serves from it.
+    case object(Extent, SharedDescriptor?)
+    /// Extents in order, at least one of which was not on this disk (or there are several).
     case extents([ExtentBytes])
-    /// The file being written, or written and not yet replaced by its published form.
-    case staging(StagingFile)
+    case staging(StagedFile)
 }
 
 struct ExtentBytes {
@@ -27,28 +28,28 @@ struct ExtentBytes {
     let source: Source
 }
 
-/// A file in `staging/`, open for reading and writing.
-struct StagingFile {
-    let name: StagingName
-    let file: SharedDescriptor
-}
-
-/// Size and times of a staging file that nobody has open.
-struct ClosedFile {
-    let size: UInt64
-    let blocks: UInt64
-    let modified: Timestamp
-    let changed: Timestamp
-
-    init(_ status: stat) {
-        size = UInt64(status.st_size)
-        blocks = UInt64(status.st_blocks)
-        modified = Timestamp(status.st_mtim)
-        changed = Timestamp(status.st_ctim)
+/// A file in `staging/` that serves an inode.
+struct StagedFile {
+    enum Phase: Equatable {
+        /// The row names it: open for writing, or closed and not published yet.
+        case unpublished
+        /// It is an object already, which the row does not say yet: nothing may write to it any
+        /// more. With what stat showed before.
+        case sealed(Extent, FileFacts)
+        /// The row has the content otherwise; it stays for those who have it open.
+        case published
     }
-}
 
-typealias Inode = CatalogInode
+    let name: StagingName
+    var phase = Phase.unpublished
+    /// There while the daemon serves requests from it.
+    var file: SharedDescriptor?
+    var isWritable = false
+    /// As it was copied, if a write is certain to leave another modification time.
+    var original: FileFacts?
+
+    var isUnpublished: Bool { phase != .published }
+}
 
 /// The kernel allows one mode and one backing file per inode at a time; a violation is EIO to the
 /// application. Decided under the vnode's lock, which is held until the reply is written.
@@ -58,14 +59,54 @@ enum IOMode: Equatable {
     case passthrough(backing: Int32, opens: Int)
 }
 
+/// The version that bytes were loaded from, or that a staging file began from.
+struct Version {
+    let stamp: Stamp
+    let modified: Timestamp
+    let content: Content
+
+    init(_ inode: Inode, _ content: Content) {
+        stamp = inode.contentStamp
+        modified = inode.modified
+        self.content = content
+    }
+}
+
+/// What a write to a file takes away from it.
+struct Privileges: OptionSet {
+    let rawValue: UInt8
+    /// Set-user-id or set-group-id: unless the writer may keep them (root).
+    static let setID = Self(rawValue: 1)
+    /// File capabilities: always.
+    static let capability = Self(rawValue: 2)
+}
+
 /// One inode as the kernel knows it on this mount.
+///
+/// Who answers READ and WRITE, and what a writer's open does:
 ///
 /// | bytes \ mode | closed | cached | passthrough |
 /// |---|---|---|---|
-/// | inline | may choose cached | served from memory | never |
-/// | object | may choose either | served by the daemon | served by the kernel |
-/// | extents | may choose cached | served by the daemon, waits for what is missing | never |
-/// | staging | may choose either | served by the daemon | served by the kernel |
+/// | unloaded | loads | – | – |
+/// | inline | copies | daemon, from memory; copies, stays cached | never: there is no file |
+/// | object | copies | daemon; copies, stays cached | kernel; takes the file, the object's name gets a copy |
+/// | extents | fetches, copies | daemon, waits for what is missing; likewise | never: holes would read as zeros |
+/// | staging, unpublished | the same file again | daemon | kernel, readers and writers alike |
+/// | staging, sealed | copies, as from an object | daemon; copies | kernel; takes the file |
+/// | staging, published | – (dropped at the last close) | daemon; unpublished again | kernel; likewise |
+///
+/// What ends a state: the last close unloads everything but an unpublished staging file; publishing
+/// leads unpublished → sealed (its inode became the object) → object, or unpublished → published
+/// (inline, or the bytes were an object already); while nobody has it open both end unloaded.
+///
+/// Invariants, under the lock:
+/// 1. A staging row of the catalog names the unpublished staging file of the inode's current vnode,
+///    and that vnode is pinned by a writer or by the publisher.
+/// 2. A file that bears an object's name is written to by nobody: `sealed` and `object` have no
+///    writers, and one object backs at most one inode by passthrough (`BackingClaims`).
+/// 3. While `waiting` is set the bytes are being prepared off the lock: nobody opens, publishes or
+///    unloads.
+/// 4. A superseded vnode has no writers and gets no further opens.
 final class Vnode: @unchecked Sendable {
     // Sendable: `state` is touched only between `lock` and `unlock`.
     let nodeid: UInt64
@@ -73,147 +114,103 @@ final class Vnode: @unchecked Sendable {
     var state = VnodeState()
     private let mutex = NSLock()
 
-    func lock() { mutex.lock() }
-    func unlock() { mutex.unlock() }
-
-    func read<T>(_ body: (VnodeState) -> T) -> T {
-        lock()
-        defer { unlock() }
-        return body(state)
-    }
-
-    func withLock<T>(_ body: (inout VnodeState) throws(Errno) -> T) throws(Errno) -> T {
-        lock()
-        defer { unlock() }
-        return try body(&state)
-    }
-
     init(nodeid: UInt64, ino: InodeNumber) {
         self.nodeid = nodeid
         self.ino = ino
     }
+
+    func lock() { mutex.lock() }
+    func unlock() { mutex.unlock() }
+
+    /// The body may touch `state`, and must not lock this vnode again.
+    func locked<T, Failure: Error>(_ body: () throws(Failure) -> T) throws(Failure) -> T {
+        lock()
+        defer { unlock() }
+        return try body()
+    }
 }
 
 struct VnodeState {
-    var bytes: Bytes?
+    var bytes = Bytes.unloaded
+    /// Of `bytes`; nil while unloaded.
+    var version: Version?
     var mode = IOMode.closed
     var opens = 0
+    /// Opens for writing and truncations under way.
     var writers = 0
     /// Grows with every open for writing: a publish that began under a smaller one gives up.
     var writeGeneration: UInt64 = 0
-    /// Closed and not published yet: what stat shows, while no descriptor is open for it.
-    var closed: ClosedFile?
-    /// The staging file's inode has become this object, the catalog does not say so yet.
-    var sealed: Extent?
-    /// The staging file's bytes are published; it stays only for those who have it open.
-    var isPublished = false
+    /// Ends the hashing of a file that is being opened for writing again.
+    var hashing: Cancellation?
+    var publishing = PublishRhythm()
+    /// As of the copy that was published while somebody could still write to the staging file.
+    var copied: FileFacts?
     /// A version from elsewhere took the name: this vnode's bytes are an older one.
     var isSuperseded = false
-    /// The kernel's page cache of this nodeid may differ from the bytes.
+    /// The version that the kernel's pages of this nodeid are of, unless they are stale.
+    var pages: Stamp?
+    /// The bytes changed without the page cache: by passthrough, by a truncation, from elsewhere.
     var pageCacheIsStale = false
-    /// While bytes are being prepared off the lock: what to run again afterwards.
+    /// Where there are any, a write must be seen by the daemon. Known while there are writers.
+    var privileges: Privileges = []
+    /// While bytes are being prepared off the lock: what to run again afterwards. Who began it is
+    /// the first and gets the error.
     var waiting: [@Sendable (Errno?) -> Void]?
-    /// Holds the object's root while this vnode backs it by passthrough.
-    var passthroughRoot: ContentRoot?
+    /// The file that the kernel reads by itself.
+    var backing: FileIdentity?
+    /// The object that this vnode backs by passthrough.
+    var claimed: ContentRoot?
+    /// Its bytes are on their way into several objects, and the staging file has holes: nobody
+    /// opens it (`waiting` is set) until that is done.
+    var split: Publication?
+    /// Names that it lost elsewhere while it was unpublished here: an edit outlives a removal.
+    var lostNames: [LostName] = []
+
+    var isInUse: Bool { opens > 0 || writers > 0 || waiting != nil }
+
+    var staged: StagedFile? {
+        if case .staging(let staged) = bytes { return staged }
+        return nil
+    }
+
+    mutating func unload() {
+        bytes = .unloaded
+        version = nil
+        backing = nil
+    }
 }
 
-/// All vnodes: by nodeid for the kernel, by inode number for names.
-///
-/// A nodeid is given once and never again. A vnode lives while the kernel has looked it up or a
-/// descriptor or a publish holds it.
-final class VnodeTable: Sendable {
-    private struct Entry {
-        let vnode: Vnode
-        var lookups: UInt64
-        var pins: Int
-    }
+struct LostName: Hashable {
+    let parent: InodeNumber
+    let name: FileName
+}
 
-    private struct State {
-        var byNode: [UInt64: Entry] = [:]
-        var byInode: [InodeNumber: UInt64] = [:]
-        var next: UInt64 = 2
-    }
+/// When a file is published again: after a quiet time, so that one that is closed and opened over
+/// and over is not hashed each time.
+struct PublishRhythm {
+    static let quietMillisecondsMin: UInt64 = 200
+    static let quietMillisecondsMax: UInt64 = 30_000
 
-    private let state: Mutex<State>
+    /// How long the last hashing took; nil before the first.
+    var hashingMilliseconds: UInt64?
+    /// Since when something is unpublished.
+    private var since: UInt64?
+    private(set) var due: UInt64 = 0
 
-    /// Kernel's nodeid of the mount's top.
-    static let rootNode: UInt64 = 1
-
-    init() {
-        var initial = State()
-        let root = Vnode(nodeid: Self.rootNode, ino: .root)
-        initial.byNode[Self.rootNode] = Entry(vnode: root, lookups: 1, pins: 1)
-        initial.byInode[.root] = Self.rootNode
-        state = Mutex(initial)
-    }
-
-    func vnode(_ nodeid: UInt64) -> Vnode? {
-        state.withLock { $0.byNode[nodeid]?.vnode }
-    }
-
-    func existing(_ ino: InodeNumber) -> Vnode? {
-        state.withLock { state in state.byInode[ino].flatMap { state.byNode[$0]?.vnode } }
-    }
-
-    /// The vnode a name leads to, with one more lookup owed by the kernel.
-    func lookUp(_ ino: InodeNumber) -> Vnode { reference(ino) { $0.lookups += 1 } }
-
-    /// The vnode, kept alive until `unpin`.
-    func pin(_ ino: InodeNumber) -> Vnode { reference(ino) { $0.pins += 1 } }
-
-    func pin(_ vnode: Vnode) {
-        state.withLock { $0.byNode[vnode.nodeid]?.pins += 1 }
-    }
-
-    /// - Returns: true when nothing holds the vnode any more: the inode may be reaped.
-    func unpin(_ vnode: Vnode) -> Bool { release(vnode.nodeid) { $0.pins -= 1 } }
-
-    /// - Returns: the inode when nothing holds the vnode any more.
-    func forget(_ nodeid: UInt64, count: UInt64) -> InodeNumber? {
-        guard nodeid != Self.rootNode, let vnode = vnode(nodeid) else { return nil }
-        return release(nodeid) { $0.lookups -= min($0.lookups, count) } ? vnode.ino : nil
-    }
-
-    /// From now on the inode's name leads to a new vnode.
-    func supersede(_ vnode: Vnode) {
-        state.withLock { state in
-            if state.byInode[vnode.ino] == vnode.nodeid { state.byInode[vnode.ino] = nil }
+    /// The last writer has closed.
+    mutating func closed(now: UInt64) {
+        let first = since ?? now
+        since = first
+        guard let last = hashingMilliseconds else {
+            due = now
+            return
         }
+        let quiet = min(max(Self.quietMillisecondsMin, last), Self.quietMillisecondsMax)
+        due = min(now + quiet, first + Self.quietMillisecondsMax)
     }
 
-    /// Inodes that the kernel or a descriptor holds.
-    var held: Set<InodeNumber> { state.withLock { Set($0.byInode.keys) } }
-
-    private func reference(_ ino: InodeNumber, _ count: (inout Entry) -> Void) -> Vnode {
-        state.withLock { state in
-            let nodeid = state.byInode[ino] ?? state.next
-            if nodeid == state.next {
-                state.next += 1
-                state.byInode[ino] = nodeid
-            }
-            var entry =
-                state.byNode[nodeid]
-                ?? Entry(vnode: Vnode(nodeid: nodeid, ino: ino), lookups: 0, pins: 0)
-            count(&entry)
-            state.byNode[nodeid] = entry
-            return entry.vnode
-        }
-    }
-
-    private func release(_ nodeid: UInt64, _ count: (inout Entry) -> Void) -> Bool {
-        state.withLock { state in
-            guard var entry = state.byNode[nodeid] else { return false }
-            count(&entry)
-            if entry.lookups == 0, entry.pins == 0 {
-                state.byNode[nodeid] = nil
-                if state.byInode[entry.vnode.ino] == nodeid {
-                    state.byInode[entry.vnode.ino] = nil
-                    return true
-                }
-                return state.byInode[entry.vnode.ino] == nil
-            }
-            state.byNode[nodeid] = entry
-            return false
-        }
+    mutating func published(hashingMilliseconds: UInt64) {
+        since = nil
+        self.hashingMilliseconds = hashingMilliseconds
     }
 }

@@ -1,8 +1,7 @@
 import Catalog
-import Logging
-import Store
 public import FUSE
 import Glibc
+import Store
 import SystemPackage
 import Volume
 
@@ -14,92 +13,85 @@ extension VolumeFileSystem {
         }
         do throws(Errno) {
             let vnode = try vnode(request)
-            answerAttributes(vnode, try inode(vnode), reply)
+            let (attributes, valid) = shown(try inode(vnode), vnode)
+            reply.attributes(attributes, valid: valid)
         } catch { reply.error(error) }
     }
 
-    func inode(_ vnode: Vnode) throws(Errno) -> Inode {
-        guard let inode = try perform("stat", { tx throws(Errno) in try tx.inode(vnode.ino) }) else {
-            throw .staleNFSFileHandle
-        }
+    private func inode(_ vnode: Vnode) throws(Errno) -> Inode {
+        let inode = try query("stat") { reader throws(Errno) in try reader.inode(vnode.ino) }
+        guard let inode else { throw .staleNFSFileHandle }
         return inode
     }
 
-    private func answerAttributes(_ vnode: Vnode, _ inode: Inode, _ reply: consuming Reply) {
-        let (attributes, valid) = shown(inode, vnode)
-        reply.attributes(attributes, valid: valid)
-    }
+    // MARK: Changing
 
     public func setattr(
         _ request: RequestHeader, _ changes: SetAttributes, reply: consuming Reply
     ) {
         do throws(Errno) {
             let vnode = try vnode(request)
-            let inode = try inode(vnode)
             if changes.fields.contains(.size) {
-                guard inode.kind == .file else { throw .isDirectory }
                 guard changes.size <= Limits.fileBytesMax else { throw .fileTooLarge }
                 vnode.lock()
-                let done: Bool
-                do throws(Errno) {
-                    done = try truncateLocked(vnode, changes)
-                } catch {
-                    vnode.unlock()
-                    throw error
-                }
-                if !done {
+                guard try truncateAndUnlock(vnode, changes) else {
                     let pending = reply.detach()
-                    vnode.state.waiting?.append { self.retruncate(vnode, changes, pending, $0) }
+                    pending.onInterrupt { pending.error(.interrupted) }
+                    vnode.state.waiting?.append { self.truncate(vnode, changes, pending, $0) }
                     vnode.unlock()
                     return
                 }
-                vnode.unlock()
             }
-            try setFields(vnode, changes)
-            answerAttributes(vnode, try self.inode(vnode), reply)
-        } catch { reply.error(error) }
-    }
-
-    private func retruncate(
-        _ vnode: Vnode, _ changes: SetAttributes, _ reply: PendingReply, _ error: Errno?
-    ) {
-        do throws(Errno) {
-            if let error { throw error }
-            vnode.lock()
-            let done: Bool
-            do throws(Errno) {
-                done = try truncateLocked(vnode, changes)
-            } catch {
-                vnode.unlock()
-                throw error
-            }
-            if !done {
-                vnode.state.waiting?.append { self.retruncate(vnode, changes, reply, $0) }
-                vnode.unlock()
-                return
-            }
-            vnode.unlock()
             try setFields(vnode, changes)
             let (attributes, valid) = shown(try inode(vnode), vnode)
             reply.attributes(attributes, valid: valid)
         } catch { reply.error(error) }
     }
 
+    /// A truncation that had to wait for its bytes, tried again.
+    private func truncate(
+        _ vnode: Vnode, _ changes: SetAttributes, _ reply: PendingReply, _ failure: Errno?
+    ) {
+        do throws(Errno) {
+            if let failure { throw failure }
+            vnode.lock()
+            guard try truncateAndUnlock(vnode, changes) else {
+                vnode.state.waiting?.append { self.truncate(vnode, changes, reply, $0) }
+                vnode.unlock()
+                return
+            }
+            try setFields(vnode, changes)
+            // A change from elsewhere may have been announced while this request waited: then the
+            // kernel must not keep the answer.
+            reply.attributes(shown(try inode(vnode), vnode).0, valid: .zero)
+        } catch { reply.error(error) }
+    }
+
     /// A truncation counts as open, truncate, close.
     ///
-    /// - Returns: false when the bytes are being prepared.
-    private func truncateLocked(_ vnode: Vnode, _ changes: SetAttributes) throws(Errno) -> Bool {
-        guard try acquireStaging(vnode, keeping: changes.size) else { return false }
-        vnode.state.pageCacheIsStale = true
-        var result: Errno?
-        if case .staging(let staging) = vnode.state.bytes,
-            ftruncate(staging.file.descriptor.rawValue, off_t(changes.size)) != 0
-        {
-            result = Errno(rawValue: Glibc.errno)
+    /// - Returns: false, with the lock still held, when the bytes are being prepared.
+    private func truncateAndUnlock(
+        _ vnode: Vnode, _ changes: SetAttributes
+    ) throws(Errno) -> Bool {
+        var isWaiting = false
+        defer { if !isWaiting { vnode.unlock() } }
+        guard vnode.state.waiting == nil else {
+            isWaiting = true
+            return false
         }
-        releaseWriter(vnode)
-        if vnode.state.opens == 0, vnode.state.writers == 0 { dropBytes(vnode) }
-        if let result { throw result }
+        guard !vnode.state.isSuperseded else { throw .staleNFSFileHandle }
+        defer { unloadIfIdle(vnode) }
+        guard try acquireStaging(vnode, keeping: changes.size) else {
+            isWaiting = true
+            return false
+        }
+        defer { endWriting(vnode) }
+        guard let staged = vnode.state.staged else { throw .ioError }
+        vnode.state.pageCacheIsStale = true
+        let file = try writable(staged)
+        guard ftruncate(file.descriptor.rawValue, off_t(changes.size)) == 0 else {
+            throw Errno(rawValue: Glibc.errno)
+        }
         return true
     }
 
@@ -109,45 +101,94 @@ extension VolumeFileSystem {
         var update = AttributeChange()
         if fields.contains(.mode) { update.mode = UInt16(changes.mode & 0o7777) }
         if fields.contains(.uid) || fields.contains(.gid) {
-            let mapped = storedOwner(uid: changes.uid, gid: changes.gid)
-            if fields.contains(.uid) { update.uid = mapped.uid }
-            if fields.contains(.gid) { update.gid = mapped.gid }
+            let owner = storedOwner(uid: changes.uid, gid: changes.gid)
+            if fields.contains(.uid) { update.uid = owner.uid }
+            if fields.contains(.gid) { update.gid = owner.gid }
         }
-        if fields.contains(.atimeNow) { update.accessed = now
-        } else if fields.contains(.atime) { update.accessed = .init(changes.atime) }
-        if fields.contains(.mtimeNow) { update.modified = now
-        } else if fields.contains(.mtime) { update.modified = .init(changes.mtime) }
-        if fields.contains(.killPrivileges) { try dropPrivileges(vnode) }
-        if update == AttributeChange(), !fields.contains(.ctime) { return }
-        if let mtime = update.modified { setStagingTime(vnode, mtime) }
-        _ = try perform("setattr") { tx throws(Errno) in
-            try tx.setAttributes(vnode.ino, update, now: now)
+        if fields.contains(.atimeNow) {
+            update.accessed = now
+        } else if fields.contains(.atime) {
+            update.accessed = Volume.Timestamp(changes.atime)
+        }
+        if fields.contains(.mtimeNow) {
+            update.modified = now
+        } else if fields.contains(.mtime) {
+            update.modified = Volume.Timestamp(changes.mtime)
+        }
+        var dropped: Privileges = []
+        if fields.contains(.killPrivileges) { dropped.insert(.setID) }
+        if fields.contains(.size) || update.uid != nil || update.gid != nil {
+            dropped.insert(.capability)
+        }
+        let (change, privileges) = (update, dropped)
+        let isChange = change != AttributeChange() || fields.contains(.ctime)
+        guard isChange || !privileges.isEmpty else { return }
+        try vnode.locked { () throws(Errno) in
+            let row = try setTime(vnode, change)
+            try perform("setattr") { tx throws(Errno) in
+                try drop(privileges, of: vnode.ino, tx)
+                if isChange { _ = try tx.setAttributes(vnode.ino, row, now: now) }
+            }
+            // Who has it open for writing through the kernel goes on so; see docs/posix.md.
+            if let mode = change.mode, mode & 0o6000 != 0 { vnode.state.privileges.insert(.setID) }
         }
         changed()
     }
 
-    /// The modification time of a file that is being written is the staging file's.
-    private func setStagingTime(_ vnode: Vnode, _ mtime: Volume.Timestamp) {
-        vnode.lock()
-        defer { vnode.unlock() }
-        var file: SharedDescriptor?
-        if case .staging(let staging) = vnode.state.bytes {
-            file = staging.file
-        } else if vnode.state.bytes == nil,
-            case .staging(let staging)? = try? load(vnode)
-        {
-            file = staging.file
-        }
-        guard let file else { return }
-        do { try store.setModified(file.descriptor, mtime) } catch {
-            logger.warning("setting a modification time: \(error)")
-        }
-        if let status = fileStatus(file.descriptor), vnode.state.closed != nil {
-            vnode.state.closed = ClosedFile(status)
+    /// While a file is unpublished its staging file has the modification time, and the row gets it
+    /// with the content: a time set here must not look like a version of its own.
+    ///
+    /// - Returns: what remains to be changed in the row.
+    private func setTime(
+        _ vnode: Vnode, _ change: AttributeChange
+    ) throws(Errno) -> AttributeChange {
+        guard let modified = change.modified, var staged = vnode.state.staged, staged.isUnpublished
+        else { return change }
+        let file = try readable(staged)
+        do throws(StoreError) {
+            try store.setModified(file.descriptor, modified)
+            if case .sealed(let extent, _) = staged.phase {
+                staged.phase = .sealed(extent, try store.facts(of: file.descriptor))
+            }
+        } catch { throw error.errno }
+        staged.original = nil
+        vnode.state.bytes = .staging(staged)
+        var rest = change
+        rest.modified = nil
+        return rest
+    }
+
+    // MARK: Set-id bits and file capabilities
+
+    static let capabilityName = Array("security.capability".utf8)
+
+    /// A write takes away what the file has of these.
+    func dropPrivileges(_ vnode: Vnode, _ privileges: Privileges) throws(Errno) {
+        try vnode.locked { () throws(Errno) in try dropPrivilegesLocked(vnode, privileges) }
+    }
+
+    func dropPrivilegesLocked(_ vnode: Vnode, _ privileges: Privileges) throws(Errno) {
+        let present = privileges.intersection(vnode.state.privileges)
+        guard !present.isEmpty else { return }
+        try perform("write") { tx throws(Errno) in try drop(present, of: vnode.ino, tx) }
+        vnode.state.privileges.subtract(present)
+        changed()
+    }
+
+    private func drop(
+        _ privileges: Privileges, of ino: InodeNumber, _ tx: Transaction
+    ) throws(Errno) {
+        if privileges.contains(.setID) { _ = try tx.clearSetID(ino, now: .now) }
+        if privileges.contains(.capability), try tx.xattrNames(ino).contains(Self.capabilityName) {
+            _ = try tx.removeXattr(ino, Self.capabilityName, now: .now)
         }
     }
 
-    func stored(_ request: RequestHeader) -> Owner { storedOwner(uid: request.uid, gid: request.gid) }
+    // MARK: Owners, the whole
+
+    func stored(_ request: RequestHeader) -> Owner {
+        storedOwner(uid: request.uid, gid: request.gid)
+    }
 
     private func storedOwner(uid: UInt32, gid: UInt32) -> Owner {
         let owner = Owner(uid: uid, gid: gid)

@@ -9,6 +9,8 @@ import Volume
 extension VolumeFileSystem {
     /// Entries asked of the catalog at once.
     static let listingEntriesMax = 256
+    /// With attributes, one of the shortest names.
+    private static let listedEntryBytesMin = 160
     /// Cookies of `.` and `..`; the catalog's own are shifted behind them.
     private static let reservedCookies: UInt64 = 2
 
@@ -32,13 +34,14 @@ extension VolumeFileSystem {
             }
             var after = offset > Self.reservedCookies ? offset - Self.reservedCookies : 0
             listing: while true {
-                let entries = try perform("list") { tx throws(Errno) in
-                    try tx.list(directory, after: after, limit: Self.listingEntriesMax)
+                let entries = try query("list") { reader throws(Errno) in
+                    try reader.list(directory, after: after, limit: Self.listingEntriesMax)
                 }
                 for entry in entries {
                     let fits = buffer.append(
                         name: entry.name.bytes, ino: entry.target.ino.rawValue,
-                        mode: entry.target.kind.typeBits, cookie: entry.cookie + Self.reservedCookies)
+                        mode: entry.target.kind.typeBits,
+                        cookie: entry.cookie + Self.reservedCookies)
                     guard fits else { break listing }
                     after = entry.cookie
                 }
@@ -55,36 +58,47 @@ extension VolumeFileSystem {
             reply.directory(buffer)
             return
         }
+        var buffer = DirectoryBuffer(capacity: size)
+        /// Each entry in the answer counts as a lookup.
+        var counted: [UInt64] = []
         do throws(Errno) {
-            let directory = try vnode(request).ino
-            var buffer = DirectoryBuffer(capacity: size)
-            var counted: [UInt64] = []
-            if try appendDotsPlus(&buffer, directory, offset) {
-                var after = offset > Self.reservedCookies ? offset - Self.reservedCookies : 0
-                listing: while true {
-                    let limit = min(Self.listingEntriesMax, size / 160 + 1)
-                    let entries = try perform("list") { tx throws(Errno) in
-                        try tx.listInodes(directory, after: after, limit: limit)
-                    }
-                    for entry in entries {
-                        let vnode = vnodes.lookUp(entry.target.ino)
-                        let fits = buffer.append(
-                            name: entry.name.bytes, entry: self.entry(entry.target, vnode),
-                            cookie: entry.cookie + Self.reservedCookies)
-                        guard fits else {
-                            forget(nodeid: vnode.nodeid, count: 1)
-                            break listing
-                        }
-                        counted.append(vnode.nodeid)
-                        after = entry.cookie
-                    }
-                    if entries.count < limit { break }
+            try fill(&buffer, try vnode(request).ino, offset, size, &counted)
+        } catch {
+            for nodeid in counted { forget(nodeid: nodeid, count: 1) }
+            reply.error(error)
+            return
+        }
+        if !reply.directory(buffer) {
+            for nodeid in counted { forget(nodeid: nodeid, count: 1) }
+        }
+    }
+
+    private func fill(
+        _ buffer: inout DirectoryBuffer, _ directory: InodeNumber, _ offset: UInt64, _ size: Int,
+        _ counted: inout [UInt64]
+    ) throws(Errno) {
+        guard try appendDotsPlus(&buffer, directory, offset) else { return }
+        var after = offset > Self.reservedCookies ? offset - Self.reservedCookies : 0
+        let limit = min(Self.listingEntriesMax, size / Self.listedEntryBytesMin + 1)
+        while true {
+            let entries = try query("list") { [after] reader throws(Errno) in
+                try reader.listInodes(directory, after: after, limit: limit)
+            }
+            for entry in entries {
+                let vnode = vnodes.lookUp(entry.target.ino)
+                counted.append(vnode.nodeid)
+                let fits = buffer.append(
+                    name: entry.name.bytes, entry: self.entry(entry.target, vnode),
+                    cookie: entry.cookie + Self.reservedCookies)
+                guard fits else {
+                    counted.removeLast()
+                    forget(nodeid: vnode.nodeid, count: 1)
+                    return
                 }
+                after = entry.cookie
             }
-            if !reply.directory(buffer) {
-                for nodeid in counted { forget(nodeid: nodeid, count: 1) }
-            }
-        } catch { reply.error(error) }
+            if entries.count < limit { return }
+        }
     }
 
     private func appendDots(
@@ -95,8 +109,8 @@ extension VolumeFileSystem {
             else { return false }
         }
         if offset <= 1 {
-            let parent = try perform("list") { tx throws(Errno) in
-                try tx.inode(directory)?.parent ?? directory
+            let parent = try query("list") { reader throws(Errno) in
+                try reader.inode(directory)?.parent ?? directory
             }
             return buffer.append(
                 name: [0x2E, 0x2E], ino: parent.rawValue, mode: S_IFDIR, cookie: 2)
@@ -114,8 +128,8 @@ extension VolumeFileSystem {
         }
         if offset == 0, !dot([0x2E], directory, 1) { return false }
         if offset <= 1 {
-            let parent = try perform("list") { tx throws(Errno) in
-                try tx.inode(directory)?.parent ?? directory
+            let parent = try query("list") { reader throws(Errno) in
+                try reader.inode(directory)?.parent ?? directory
             }
             return dot([0x2E, 0x2E], parent, 2)
         }

@@ -1,58 +1,151 @@
 public import Catalog
 import FUSE
+import Synchronization
+import SystemPackage
 import Volume
+
+/// What the kernel is to forget.
+struct Invalidation {
+    struct Name: Hashable {
+        let parent: UInt64
+        let name: [UInt8]
+    }
+
+    /// By nodeid: whether the pages go too, or the attributes alone.
+    var nodes: [UInt64: Bool] = [:]
+    var names: Set<Name> = []
+
+    var isEmpty: Bool { nodes.isEmpty && names.isEmpty }
+
+    mutating func add(_ nodeid: UInt64, withPages: Bool) {
+        nodes[nodeid] = withPages || nodes[nodeid] == true
+    }
+
+    mutating func merge(_ other: Invalidation) {
+        for (nodeid, withPages) in other.nodes { add(nodeid, withPages: withPages) }
+        names.formUnion(other.names)
+    }
+
+    /// Takes out as many notifications as the kernel is sent in one go.
+    mutating func takeSome(_ limit: Int) -> Invalidation {
+        var taken = Invalidation()
+        for (nodeid, withPages) in nodes.prefix(limit) { taken.nodes[nodeid] = withPages }
+        for nodeid in taken.nodes.keys { nodes[nodeid] = nil }
+        let some = names.prefix(limit - taken.nodes.count)
+        taken.names = Set(some)
+        names.subtract(taken.names)
+        return taken
+    }
+}
 
 // What came from elsewhere: the kernel forgets what it remembers, open descriptors keep what they
 // have.
 extension VolumeFileSystem {
-    /// The catalog has changed already. An invalidation goes out only after every request that
-    /// began before it was answered, else a stale answer would be kept for an hour.
-    public func invalidate(_ effects: AppliedEffects) {
-        guard let session else { return }
-        var superseded: Set<InodeNumber> = []
+    /// Notifications queued at once: well below the notifier's bound.
+    static let notificationsMax = 4096
+
+    /// The catalog has changed already.
+    public func invalidate(_ effects: AppliedEffects) { invalidate(VolumeChange(effects)) }
+
+    func invalidate(_ effects: VolumeChange) {
+        var news = Invalidation()
         for ino in effects.contents {
-            guard let vnode = vnodes.existing(ino) else { continue }
-            let isOpen = vnode.read { state in
-                if case .staging = state.bytes { return false }
-                return state.opens > 0
-            }
-            if isOpen {
-                vnode.lock()
-                vnode.state.isSuperseded = true
-                vnode.unlock()
-                vnodes.supersede(vnode)
-                superseded.insert(ino)
-            }
+            guard let vnode = vnodes.current(ino) else { continue }
+            let withPages = vnode.locked { contentChanged(vnode, &news) }
+            news.add(vnode.nodeid, withPages: withPages)
         }
-        let nodes = effects.contents.union(effects.attributes).compactMap { ino in
-            vnodes.existing(ino).map { ($0.nodeid, effects.contents.contains(ino)) }
+        for ino in effects.attributes {
+            if let vnode = vnodes.current(ino) { news.add(vnode.nodeid, withPages: false) }
         }
-        let entries = effects.entries.compactMap { change in
-            vnodes.existing(change.parent).map { ($0.nodeid, change.name.bytes) }
+        for change in effects.entries {
+            guard let parent = vnodes.current(change.parent) else { continue }
+            news.names.insert(.init(parent: parent.nodeid, name: change.name.bytes))
+            // The listing that the kernel keeps of the directory.
+            news.add(parent.nodeid, withPages: true)
         }
-        let links = superseded.flatMap { ino in
-            (try? catalog.read { try $0.links(of: ino) }) ?? []
-        }.compactMap { link in
-            vnodes.existing(link.parent).map { ($0.nodeid, link.name.bytes) }
+        send(news)
+        for ino in effects.orphaned { orphaned(ino, effects) }
+    }
+
+    /// An open file keeps its version under its nodeid, the name gets a new one. What is being
+    /// written here stays: publishing keeps both versions.
+    ///
+    /// - Returns: whether the kernel's pages of the nodeid are out of date. Of an open file they
+    ///   never are, so that no notification waits for a read that waits for the network.
+    private func contentChanged(_ vnode: Vnode, _ news: inout Invalidation) -> Bool {
+        if vnode.state.staged?.isUnpublished == true { return false }
+        vnode.state.pageCacheIsStale = true
+        guard let version = vnode.state.version else { return true }
+        let row = try? query("invalidate") { reader throws(Errno) in
+            try reader.content(of: vnode.ino)
         }
-        session.afterCurrentRequests {
-            let notifier = session.notifier
-            for (nodeid, hasNewBytes) in nodes {
-                if hasNewBytes {
-                    _ = notifier.invalidateInode(nodeid)
-                } else {
-                    _ = notifier.invalidateAttributes(nodeid)
+        // Loaded since: it is the new version.
+        if row != version.content { markSuperseded(vnode, &news) }
+        return false
+    }
+
+    /// From now on the inode's names lead to a new vnode. Under the vnode's lock.
+    func supersede(_ vnode: Vnode) {
+        var news = Invalidation()
+        markSuperseded(vnode, &news)
+        send(news)
+    }
+
+    private func markSuperseded(_ vnode: Vnode, _ news: inout Invalidation) {
+        vnode.state.isSuperseded = true
+        vnodes.supersede(vnode)
+        let links =
+            (try? query("invalidate") { reader throws(Errno) in
+                try reader.links(of: vnode.ino)
+            }) ?? []
+        for link in links {
+            guard let parent = vnodes.current(link.parent) else { continue }
+            news.names.insert(.init(parent: parent.nodeid, name: link.name.bytes))
+        }
+    }
+
+    /// An open inode lost its last name elsewhere. If it is being written here, the edit outlives
+    /// the removal: publishing gives it a name again.
+    private func orphaned(_ ino: InodeNumber, _ effects: VolumeChange) {
+        if let vnode = vnodes.current(ino) {
+            vnode.locked {
+                guard vnode.state.staged?.isUnpublished == true else { return }
+                vnode.state.lostNames = effects.entries.filter { $0.before == ino }.map {
+                    LostName(parent: $0.parent, name: $0.name)
                 }
             }
-            for (parent, name) in entries + links {
-                _ = notifier.invalidateEntry(parent: parent, name: name)
-                // The listing that the kernel keeps of the directory.
-                _ = notifier.invalidateInode(parent)
+        }
+        if vnodes.unlinked(ino) { publisher.reap(ino) }
+    }
+
+    // MARK: Sending
+
+    /// An invalidation goes out only after every request that began before it was answered, else a
+    /// stale answer would be kept for an hour.
+    private func send(_ news: Invalidation) {
+        guard !news.isEmpty, let session else { return }
+        let isAccepted = session.afterCurrentRequests { self.notify(news, session.notifier) }
+        // Too many wait already: goes with the next one that gets through.
+        if !isAccepted { postponed.withLock { $0.merge(news) } }
+    }
+
+    private func notify(_ news: Invalidation, _ notifier: Notifier) {
+        var rest = news
+        let now = rest.takeSome(Self.notificationsMax)
+        for (nodeid, withPages) in now.nodes {
+            if withPages {
+                notifier.invalidateInode(nodeid)
+            } else {
+                notifier.invalidateAttributes(nodeid)
             }
         }
-        for ino in effects.removed {
-            if vnodes.existing(ino) == nil { reap(ino) }
-        }
+        for name in now.names { notifier.invalidateEntry(parent: name.parent, name: name.name) }
+        rest.merge(
+            postponed.withLock { postponed in
+                defer { postponed = Invalidation() }
+                return postponed
+            })
+        send(rest)
     }
 
     /// Ends the threads that work for requests; the session is over.

@@ -16,8 +16,8 @@ extension VolumeFileSystem {
             let name = try self.name(name)
             let inode: Inode?
             do throws(Errno) {
-                inode = try perform("lookup") { tx throws(Errno) in
-                    try tx.lookup(directory.ino, name)
+                inode = try query("lookup") { reader throws(Errno) in
+                    try reader.lookup(directory.ino, name)
                 }
             } catch .noSuchFileOrDirectory { inode = nil }
             guard let inode else {
@@ -114,7 +114,7 @@ extension VolumeFileSystem {
     ) {
         do throws(Errno) {
             let source = try vnode(request)
-            guard let target = vnodes.vnode(newParent) else { throw .staleNFSFileHandle }
+            let target = try vnode(newParent)
             let mode: RenameMode
             switch flags {
             case []: mode = .replace
@@ -138,12 +138,13 @@ extension VolumeFileSystem {
     ) {
         do throws(Errno) {
             let directory = try vnode(request)
-            guard let file = vnodes.vnode(target) else { throw .staleNFSFileHandle }
+            let file = try vnode(target)
             let name = try mutableName(name, in: directory)
             let inode = try perform("link") { tx throws(Errno) in
                 try tx.link(file.ino, directory.ino, name, now: .now)
             }
             changed()
+            if inode.linkCount == 1 { named(file) }
             answer(inode, reply)
         } catch { reply.error(error) }
     }
@@ -151,12 +152,19 @@ extension VolumeFileSystem {
     public func readlink(_ request: RequestHeader, reply: consuming Reply) {
         do throws(Errno) {
             let ino = try vnode(request).ino
-            reply.data(try perform("readlink") { tx throws(Errno) in try tx.target(of: ino) })
+            reply.data(
+                try query("readlink") { reader throws(Errno) in try reader.target(of: ino) })
         } catch { reply.error(error) }
     }
 
     /// An inode lost a name: when it was the last and nobody holds it, it goes.
     private func unlinked(_ inode: Inode) {
-        if inode.linkCount == 0, vnodes.existing(inode.ino) == nil { reap(inode.ino) }
+        if inode.linkCount == 0, vnodes.unlinked(inode.ino) { publisher.reap(inode.ino) }
+    }
+
+    /// A file without a name got its first: what was closed before is published now.
+    private func named(_ vnode: Vnode) {
+        vnodes.linked(vnode.ino)
+        vnode.locked { publisher.submitIfClosed(vnode) }
     }
 }

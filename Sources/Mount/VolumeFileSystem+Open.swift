@@ -2,11 +2,10 @@ import Catalog
 public import FUSE
 import Glibc
 import Store
-import Synchronization
 import SystemPackage
 import Volume
 
-// Opening and closing: which bytes an inode serves, and whether the kernel reads them by itself.
+// Opening and closing: whether the kernel serves an inode by itself.
 extension VolumeFileSystem {
     struct Opened {
         let handle: UInt64
@@ -14,51 +13,66 @@ extension VolumeFileSystem {
         let backing: Int32
     }
 
-    /// Copies up to this size are made on the reader thread; larger ones on the preparation queue.
-    static let immediateCopyBytesMax: UInt64 = 1 << 20
+    /// What an OPEN asks for.
+    private struct Opening {
+        let writes: Bool
+        let truncates: Bool
+        /// What a truncation takes away.
+        let dropped: Privileges
+
+        init(_ flags: Int32, killsPrivileges: Bool) {
+            truncates = flags & O_TRUNC != 0
+            writes = flags & O_ACCMODE != O_RDONLY || truncates
+            dropped = !truncates ? [] : killsPrivileges ? [.setID, .capability] : .capability
+        }
+    }
 
     public func open(
         _ request: RequestHeader, flags: Int32, killPrivileges: Bool, reply: consuming Reply
     ) {
         do throws(Errno) {
-            if let handle = virtual.open(request.nodeid) {
+            let opening = Opening(flags, killsPrivileges: killPrivileges)
+            if !opening.writes, let handle = virtual.open(request.nodeid) {
                 reply.open(handle, flags: .directIO)
                 return
             }
             let vnode = try vnode(request)
             vnode.lock()
             defer { vnode.unlock() }
-            if let opened = try openLocked(vnode, flags) {
+            if let opened = try openLocked(vnode, opening) {
                 let delivered = reply.open(
                     opened.handle, flags: opened.flags, backing: opened.backing)
                 if !delivered { abandon(opened, vnode) }
             } else {
                 let pending = reply.detach()
-                vnode.state.waiting?.append { error in
-                    self.reopen(vnode, flags, pending, error)
-                }
+                pending.onInterrupt { pending.error(.interrupted) }
+                vnode.state.waiting?.append { self.reopen(vnode, opening, pending, $0) }
             }
         } catch { reply.error(error) }
     }
 
     /// An open that had to wait for its bytes, tried again.
-    private func reopen(_ vnode: Vnode, _ flags: Int32, _ reply: PendingReply, _ error: Errno?) {
-        if let error {
-            reply.error(error)
+    private func reopen(
+        _ vnode: Vnode, _ opening: Opening, _ reply: PendingReply, _ failure: Errno?
+    ) {
+        if let failure {
+            reply.error(failure)
             return
         }
         do throws(Errno) {
             vnode.lock()
             defer { vnode.unlock() }
-            if let opened = try openLocked(vnode, flags) {
+            if let opened = try openLocked(vnode, opening) {
                 let delivered = reply.open(
                     opened.handle, flags: opened.flags, backing: opened.backing)
                 if !delivered { abandon(opened, vnode) }
             } else {
-                vnode.state.waiting?.append { self.reopen(vnode, flags, reply, $0) }
+                vnode.state.waiting?.append { self.reopen(vnode, opening, reply, $0) }
             }
         } catch { reply.error(error) }
     }
+
+    // MARK: Creating
 
     public func create(
         _ request: RequestHeader, name: [UInt8], flags: Int32, mode: UInt32, umask: UInt32,
@@ -67,11 +81,17 @@ extension VolumeFileSystem {
         do throws(Errno) {
             let directory = try vnode(request)
             let name = try mutableName(name, in: directory)
-            let owner = stored(request)
-            let (inode, staging) = try createStaged { tx throws(Errno) in
-                try tx.create(directory.ino, name, newFile(mode, owner), now: .now)
+            let new = newFile(mode, stored(request))
+            let (inode, staged): (Inode, StagedFile)
+            do throws(Errno) {
+                (inode, staged) = try createStaged { tx throws(Errno) in
+                    try tx.create(directory.ino, name, new, now: .now)
+                }
+            } catch .fileExists where flags & O_EXCL == 0 {
+                // It came from elsewhere since the kernel looked: that it look again.
+                throw .staleNFSFileHandle
             }
-            answerCreated(inode, staging, flags, reply)
+            answerCreated(inode, staged, reply)
         } catch { reply.error(error) }
     }
 
@@ -80,12 +100,12 @@ extension VolumeFileSystem {
         reply: consuming Reply
     ) {
         do throws(Errno) {
-            let owner = stored(request)
             let directory = try vnode(request)
-            let (inode, staging) = try createStaged { tx throws(Errno) in
-                try tx.createUnlinked(in: directory.ino, newFile(mode, owner), now: .now)
+            let new = newFile(mode, stored(request))
+            let (inode, staged) = try createStaged { tx throws(Errno) in
+                try tx.createUnlinked(in: directory.ino, new, now: .now)
             }
-            answerCreated(inode, staging, flags, reply)
+            answerCreated(inode, staged, reply)
         } catch { reply.error(error) }
     }
 
@@ -93,23 +113,22 @@ extension VolumeFileSystem {
         NewInode(body: .file(.empty), mode: UInt16(mode & 0o7777), owner: owner)
     }
 
-    /// Row and staging file come into being together: the file is made inside the transaction.
+    /// Row and staging file come into being together: the file is made inside the operation.
     private func createStaged(
         _ body: (Transaction) throws(Errno) -> Inode
-    ) throws(Errno) -> (Inode, StagingFile) {
-        var made: StagingFile?
+    ) throws(Errno) -> (Inode, StagedFile) {
+        var made: StagedFile?
         do {
             let inode = try catalog.perform { tx in
                 let inode = try body(tx)
-                let staging = try newStaging(inode.ino)
-                made = staging
+                let staged = try newStaging(inode.ino, modified: inode.modified)
+                made = staged
                 try tx.setStaging(
-                    Staging(
-                        ino: inode.ino, name: "\(staging.name)", base: inode.contentStamp))
+                    Staging(ino: inode.ino, name: "\(staged.name)", base: inode.contentStamp))
                 return inode
             }
-            changed()
             guard let made else { throw Errno.ioError }
+            changed()
             return (inode, made)
         } catch {
             if let made { try? store.removeStaging(made.name) }
@@ -118,138 +137,149 @@ extension VolumeFileSystem {
     }
 
     private func answerCreated(
-        _ inode: Inode, _ staging: StagingFile, _ flags: Int32, _ reply: consuming Reply
+        _ inode: Inode, _ staged: StagedFile, _ reply: consuming Reply
     ) {
         let vnode = vnodes.lookUp(inode.ino)
-        vnode.lock()
-        vnode.state.bytes = .staging(staging)
-        vnode.state.writers += 1
-        vnode.state.writeGeneration += 1
-        let opened = admit(vnode, writes: true)
-        vnode.unlock()
-        let entry = entry(inode, vnode)
+        if inode.linkCount == 0 { _ = vnodes.unlinked(inode.ino) }
+        let opened: Opened
+        do throws(Errno) {
+            opened = try vnode.locked { () throws(Errno) in
+                vnode.state.bytes = .staging(staged)
+                vnode.state.version = Version(inode, .empty)
+                vnode.state.privileges = inode.mode & 0o6000 == 0 ? [] : .setID
+                beginWriting(vnode)
+                return try admitWriter(vnode)
+            }
+        } catch {
+            forget(nodeid: vnode.nodeid, count: 1)
+            reply.error(error)
+            return
+        }
+        // The kernel does not know the node yet: nobody opens it before this answer.
         let delivered = reply.create(
-            entry, handle: opened.handle, flags: opened.flags, backing: opened.backing)
+            entry(inode, vnode), handle: opened.handle, flags: opened.flags,
+            backing: opened.backing)
         if !delivered {
             release(opened.handle)
             forget(nodeid: vnode.nodeid, count: 1)
         }
     }
 
-    func newStaging(_ ino: InodeNumber) throws(Errno) -> StagingFile {
-        let name = publisher.stagingName(for: ino)
-        do {
-            return StagingFile(name: name, file: SharedDescriptor(try store.createStaging(name)))
-        } catch { throw errno(error, "staging") }
-    }
-
     // MARK: Under the vnode's lock
 
     /// - Returns: nil when the bytes are being prepared; the caller then waits in `state.waiting`.
-    private func openLocked(_ vnode: Vnode, _ flags: Int32) throws(Errno) -> Opened? {
+    private func openLocked(_ vnode: Vnode, _ opening: Opening) throws(Errno) -> Opened? {
         guard vnode.state.waiting == nil else { return nil }
-        let truncates = flags & O_TRUNC != 0
-        let writes = flags & O_ACCMODE != O_RDONLY || truncates
-        if writes {
-            guard try acquireStaging(vnode, keeping: truncates ? 0 : .max) else { return nil }
-        } else if vnode.state.bytes == nil {
-            vnode.state.bytes = try load(vnode)
+        // The name leads to another vnode by now: that the kernel look it up again.
+        guard !vnode.state.isSuperseded else { throw .staleNFSFileHandle }
+        do throws(Errno) {
+            guard opening.writes else {
+                try load(vnode)
+                return try admit(vnode, writes: false)
+            }
+            guard try acquireStaging(vnode, keeping: opening.truncates ? 0 : .max) else {
+                return nil
+            }
+            return try admitWriter(vnode, dropping: opening.dropped)
+        } catch {
+            unloadIfIdle(vnode)
+            throw error
         }
-        return admit(vnode, writes: writes)
+    }
+
+    private func admitWriter(
+        _ vnode: Vnode, dropping privileges: Privileges = []
+    ) throws(Errno) -> Opened {
+        do throws(Errno) {
+            try dropPrivilegesLocked(vnode, privileges)
+            return try admit(vnode, writes: true)
+        } catch {
+            endWriting(vnode)
+            throw error
+        }
     }
 
     /// Counts one more open and chooses its mode; the bytes are there.
-    private func admit(_ vnode: Vnode, writes: Bool) -> Opened {
+    private func admit(_ vnode: Vnode, writes: Bool) throws(Errno) -> Opened {
+        // What the kernel writes by itself nobody sees: the set-id bits would stay. (Of a
+        // passthrough file the daemon may answer READ and WRITE, with this flag.)
+        let throughDaemon =
+            writes && (passthrough == .readOnly || !vnode.state.privileges.isEmpty)
+        let flags: OpenFlags
+        var id: Int32 = 0
+        switch try mode(of: vnode) {
+        case .passthrough(let backing, let opens):
+            if throughDaemon { try serveFromDaemon(vnode) }
+            vnode.state.mode = .passthrough(backing: backing, opens: opens + 1)
+            if writes { vnode.state.pageCacheIsStale = true }
+            flags = throughDaemon ? [.passthrough, .directIO] : .passthrough
+            id = backing
+        case .cached(let opens):
+            try serveFromDaemon(vnode)
+            vnode.state.mode = .cached(opens: opens + 1)
+            let isFresh =
+                !vnode.state.pageCacheIsStale && vnode.state.pages == vnode.state.version?.stamp
+            flags = isFresh ? .keepCache : []
+            vnode.state.pageCacheIsStale = false
+            vnode.state.pages = vnode.state.version?.stamp
+        case .closed: preconditionFailure("a mode was chosen above")
+        }
         vnodes.pin(vnode)
         vnode.state.opens += 1
         let handle = handles.insert(Handle(vnode: vnode, writes: writes))
-        switch vnode.state.mode {
-        case .passthrough(let backing, let opens):
-            vnode.state.mode = .passthrough(backing: backing, opens: opens + 1)
-            if writes { vnode.state.pageCacheIsStale = true }
-            return Opened(handle: handle, flags: .passthrough, backing: backing)
-        case .closed:
-            if let backing = registerBacking(vnode) {
-                vnode.state.mode = .passthrough(backing: backing, opens: 1)
-                if writes { vnode.state.pageCacheIsStale = true }
-                return Opened(handle: handle, flags: .passthrough, backing: backing)
-            }
-            vnode.state.mode = .cached(opens: 1)
-        case .cached(let opens):
-            vnode.state.mode = .cached(opens: opens + 1)
-        }
-        let stale = vnode.state.pageCacheIsStale
-        vnode.state.pageCacheIsStale = false
-        return Opened(handle: handle, flags: stale ? [] : .keepCache, backing: 0)
+        return Opened(handle: handle, flags: flags, backing: id)
     }
 
-    private func registerBacking(_ vnode: Vnode) -> Int32? {
-        guard let session, mayPassThrough(writing: vnode.state.writers > 0) else { return nil }
-        switch vnode.state.bytes {
-        case .staging(let staging):
-            return try? session.openBacking(staging.file.descriptor.rawValue)
-        case .object(let extent, let file):
-            // A writer moves the object away from under the readers that the kernel serves, so one
-            // object may back only one inode.
-            let claimed = passthroughOwners.withLock { owners in
-                if let owner = owners[extent.root], owner != vnode.ino { return false }
-                owners[extent.root] = vnode.ino
-                return true
+    /// The mode that the kernel allows now; of a closed inode the better one.
+    private func mode(of vnode: Vnode) throws(Errno) -> IOMode {
+        guard vnode.state.mode == .closed else { return vnode.state.mode }
+        let mayPass =
+            switch passthrough {
+            case .none: false
+            case .readOnly: vnode.state.writers == 0
+            case .readWrite: true
             }
-            guard claimed else { return nil }
-            guard let backing = try? session.openBacking(file.descriptor.rawValue) else {
-                passthroughOwners.withLock { $0[extent.root] = nil }
+        guard mayPass, let backing = try registerBacking(vnode) else { return .cached(opens: 0) }
+        // From here on the inode has a backing file in the kernel: close it if the open fails.
+        vnode.state.mode = .passthrough(backing: backing, opens: 0)
+        return vnode.state.mode
+    }
+
+    /// - Returns: nil when the kernel cannot, or another inode reads that object through it.
+    private func registerBacking(_ vnode: Vnode) throws(Errno) -> Int32? {
+        guard let session else { return nil }
+        switch vnode.state.bytes {
+        case .staging(var staged):
+            let file = try readable(staged)
+            guard let id = register(file, vnode, session) else { return nil }
+            staged.file = nil
+            staged.isWritable = false
+            vnode.state.bytes = .staging(staged)
+            return id
+        case .object(let extent, let known):
+            let opened: SharedDescriptor?
+            if let known { opened = known } else { opened = try openObject(extent) }
+            guard let file = opened else { throw .ioError }
+            guard publisher.claims.claim(extent.root, for: vnode.nodeid) else { return nil }
+            guard let id = register(file, vnode, session) else {
+                publisher.claims.release(extent.root, for: vnode.nodeid)
                 return nil
             }
-            vnode.state.passthroughRoot = extent.root
-            return backing
+            vnode.state.claimed = extent.root
+            vnode.state.bytes = .object(extent, nil)
+            return id
         default: return nil
         }
     }
 
-    /// What serves an inode that nobody has open. Under the vnode's lock.
-    func load(_ vnode: Vnode) throws(Errno) -> Bytes {
-        do {
-            if let sealed = vnode.state.sealed { return .object(sealed, try object(sealed)) }
-            let (content, staging) = try catalog.read { tx in
-                guard let inode = try tx.inode(vnode.ino) else { throw Errno.staleNFSFileHandle }
-                guard inode.kind == .file else { throw Errno.invalidArgument }
-                return (try tx.content(of: vnode.ino), try tx.staging(of: vnode.ino))
-            }
-            if let staging, let name = StagingName(staging.name) {
-                let file = try store.openStaging(name, .readWrite)
-                return .staging(StagingFile(name: name, file: SharedDescriptor(file)))
-            }
-            switch content {
-            case .inline(let bytes): return .inline(bytes)
-            case .extents(let extents): return try located(extents)
-            }
-        } catch { throw errno(error, "open") }
-    }
-
-    func object(_ extent: Extent) throws -> SharedDescriptor {
-        guard let file = try store.openObject(extent.root) else { throw Errno.ioError }
-        return SharedDescriptor(file)
-    }
-
-    private func located(_ extents: [Extent]) throws -> Bytes {
-        let local = try catalog.read { tx in try extents.map { try isLocal($0, tx) } }
-        if extents.count == 1, local[0] { return .object(extents[0], try object(extents[0])) }
-        var offset: UInt64 = 0
-        return .extents(
-            try zip(extents, local).map { extent, isLocal in
-                defer { offset += extent.length }
-                return ExtentBytes(
-                    extent: extent, offset: offset,
-                    source: isLocal ? .local(try object(extent)) : .remote(remote.stream(extent)))
-            })
-    }
-
-    func isLocal(_ extent: Extent, _ tx: Reader) throws(Errno) -> Bool {
-        switch try tx.content(extent.root)?.state {
-        case .cached, .stored, .dropping: true
-        default: false
-        }
+    private func register(
+        _ file: SharedDescriptor, _ vnode: Vnode, _ session: Session
+    ) -> Int32? {
+        guard let facts = try? store.facts(of: file.descriptor),
+            let id = try? session.openBacking(file.descriptor.rawValue)
+        else { return nil }
+        vnode.state.backing = facts.identity
+        return id
     }
 
     // MARK: Closing
@@ -265,53 +295,48 @@ extension VolumeFileSystem {
     func release(_ number: UInt64) {
         if virtual.close(number) { return }
         guard let handle = handles.remove(number) else { return }
-        let vnode = handle.vnode
-        vnode.lock()
-        close(vnode, writes: handle.writes)
-        vnode.unlock()
-        if vnodes.unpin(vnode) { reap(vnode.ino) }
+        handle.vnode.locked { close(handle.vnode, writes: handle.writes) }
+        unpin(handle.vnode)
     }
 
-    /// An open whose answer the kernel did not take.
+    /// An open whose answer the kernel did not take: RELEASE will not come.
     private func abandon(_ opened: Opened, _ vnode: Vnode) {
         guard let handle = handles.remove(opened.handle) else { return }
         close(vnode, writes: handle.writes)
-        _ = vnodes.unpin(vnode)
+        unpin(vnode)
     }
 
     private func close(_ vnode: Vnode, writes: Bool) {
         vnode.state.opens -= 1
         switch vnode.state.mode {
-        case .closed: break
-        case .cached(let opens):
-            vnode.state.mode = opens > 1 ? .cached(opens: opens - 1) : .closed
-        case .passthrough(let backing, let opens) where opens > 1:
+        case .closed: preconditionFailure("more was closed than was open")
+        case .cached(let opens): vnode.state.mode = .cached(opens: opens - 1)
+        case .passthrough(let backing, let opens):
             vnode.state.mode = .passthrough(backing: backing, opens: opens - 1)
-        case .passthrough(let backing, _):
+        }
+        if writes { endWriting(vnode) }
+        unloadIfIdle(vnode)
+    }
+
+    /// One writer less; after the last one the publisher has work.
+    func endWriting(_ vnode: Vnode) {
+        vnode.state.writers -= 1
+        if vnode.state.writers == 0 { vnode.state.publishing.closed(now: Monotonic.milliseconds) }
+        publisher.submitIfClosed(vnode)
+    }
+
+    /// Gives up what only open files need: the mode when nothing is open, the bytes when nobody
+    /// uses them either.
+    func unloadIfIdle(_ vnode: Vnode) {
+        switch vnode.state.mode {
+        case .passthrough(let backing, opens: 0):
             session?.closeBacking(backing)
             vnode.state.mode = .closed
-            if let root = vnode.state.passthroughRoot {
-                passthroughOwners.withLock { $0[root] = nil }
-                vnode.state.passthroughRoot = nil
-            }
+            vnode.state.backing = nil
+            publisher.releaseClaim(vnode)
+        case .cached(opens: 0): vnode.state.mode = .closed
+        default: break
         }
-        if writes { releaseWriter(vnode) }
-        if vnode.state.opens == 0, vnode.state.writers == 0 { dropBytes(vnode) }
-    }
-
-    /// The last writer is gone: the row learns size and times, and the publisher has work.
-    func releaseWriter(_ vnode: Vnode) {
-        vnode.state.writers -= 1
-        guard vnode.state.writers == 0, case .staging(let staging) = vnode.state.bytes else { return }
-        vnode.state.closed = fileStatus(staging.file.descriptor).map(ClosedFile.init)
-        publisher.submit(vnode.ino)
-    }
-
-    func dropBytes(_ vnode: Vnode) {
-        if case .staging(let staging) = vnode.state.bytes, vnode.state.isPublished {
-            publisher.removeWhenDurable(staging.name)
-        }
-        vnode.state.bytes = nil
-        vnode.state.isPublished = false
+        publisher.unloadIfIdle(vnode)
     }
 }

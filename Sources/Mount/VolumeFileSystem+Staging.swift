@@ -1,129 +1,255 @@
 import Catalog
+import Dispatch
 import Glibc
+import Logging
 import Store
-import Synchronization
 import SystemPackage
 import Volume
 
 // Getting a file ready to be written: existing content is immutable, a writer gets a private copy.
 extension VolumeFileSystem {
-    /// Under the vnode's lock: makes the bytes a staging file and counts one more writer.
+    /// Copies up to this size are made on the reader thread; larger ones on the preparation queue.
+    static let immediateCopyBytesMax: UInt64 = 1 << 20
+    /// Where blocks cannot be shared, a writer that meets readers of more than this does not take
+    /// their file: it gets a new nodeid and they keep the old version.
+    static let movedBytesMax: UInt64 = 1 << 30
+    /// A file modified longer ago than this before it was copied gets another time by any write,
+    /// however coarse the disk's clock.
+    static let clockStepSeconds: Int64 = 1
+    /// How long a writer waits for peers' reads of the object to end.
+    static let letGoSeconds = 10.0
+
+    /// Makes the bytes a staging file and counts one more writer. Under the vnode's lock, which
+    /// nobody waits for and which is not superseded.
     ///
     /// - Parameter keeping: how many of the present bytes the writer needs; 0 for a truncation.
     /// - Returns: false when that takes time; `state.waiting` then holds who is to be called.
     func acquireStaging(_ vnode: Vnode, keeping: UInt64) throws(Errno) -> Bool {
-        guard vnode.state.waiting == nil else { return false }
-        if vnode.state.bytes == nil { vnode.state.bytes = try load(vnode) }
+        try load(vnode)
+        if vnode.state.writers == 0 { vnode.state.privileges = try privileges(of: vnode.ino) }
         switch vnode.state.bytes {
-        case .staging(let staging):
-            if let sealed = vnode.state.sealed {
-                // Its inode is an object by now: goes on as one.
-                vnode.state.bytes = .object(sealed, staging.file)
-                vnode.state.passthroughRoot = sealed.root
-                return try acquireStaging(vnode, keeping: keeping)
+        case .unloaded: preconditionFailure("bytes were loaded above")
+        case .staging(var staged):
+            switch staged.phase {
+            case .sealed(let extent, _):
+                let file = try openStaged(staged.name, writing: false)
+                return try replaceObject(vnode, extent, file, keeping: keeping)
+            case .published:
+                _ = try nameStaging(vnode, staged.name)
+                staged.phase = .unpublished
+                staged.original = nil
+                vnode.state.bytes = .staging(staged)
+            case .unpublished: break
             }
-            if vnode.state.isPublished {
-                try setStaging(vnode, staging.name)
-                vnode.state.isPublished = false
-                try reopenForWriting(vnode, staging.name)
-            }
-            if keeping == 0 { try truncate(staging, to: 0) }
+            beginWriting(vnode)
+            if keeping == 0 { try empty(staged, vnode) }
+            return true
         case .inline(let bytes):
-            let staging = try newStaging(vnode.ino)
-            try write(Array(bytes.prefix(Int(clamping: keeping))), to: staging)
-            try adopt(staging, vnode)
-        case .object(let extent, let file):
+            let staged = try newStaging(vnode.ino)
+            try write(Array(bytes.prefix(Int(clamping: keeping))), to: staged)
+            try adopt(staged, vnode, keepsTime: keeping >= UInt64(bytes.count))
+        case .object(let extent, let known):
+            let file: SharedDescriptor?
             if case .passthrough = vnode.state.mode {
-                prepare(vnode) { try self.moveObjectAway(vnode, extent, file, keeping: keeping) }
-                return false
-            }
-            if keeping == 0 || extent.length <= Self.immediateCopyBytesMax || sharesBlocks {
-                try adopt(try copied(vnode, file, extent.length, keeping: keeping), vnode)
+                file = nil
+            } else if let known {
+                file = known
             } else {
-                prepare(vnode) {
-                    let staging = try self.copied(vnode, file, extent.length, keeping: keeping)
-                    try vnode.withLock { _ throws(Errno) in try self.adopt(staging, vnode) }
-                }
-                return false
+                file = try openObject(extent)
             }
+            return try replaceObject(vnode, extent, file, keeping: keeping)
         case .extents(let extents):
-            if keeping == 0 {
-                try adopt(try newStaging(vnode.ino), vnode)
-            } else {
+            guard keeping == 0 else {
                 assemble(vnode, extents, keeping: keeping)
                 return false
             }
-        case nil: preconditionFailure("bytes were loaded above")
+            try adopt(try newStaging(vnode.ino), vnode, keepsTime: false)
         }
-        vnode.state.writers += 1
-        vnode.state.writeGeneration += 1
+        beginWriting(vnode)
         return true
     }
 
-    /// From now on the staging file is the inode's bytes, in the catalog too.
-    private func adopt(_ staging: StagingFile, _ vnode: Vnode) throws(Errno) {
+    func beginWriting(_ vnode: Vnode) {
+        vnode.state.writers += 1
+        vnode.state.writeGeneration += 1
+        vnode.state.hashing?.cancel()
+    }
+
+    private func privileges(of ino: InodeNumber) throws(Errno) -> Privileges {
+        try query("open for writing") { reader throws(Errno) in
+            guard let inode = try reader.inode(ino) else { throw .staleNFSFileHandle }
+            var found: Privileges = inode.mode & 0o6000 == 0 ? [] : .setID
+            if try reader.xattrNames(ino).contains(Self.capabilityName) {
+                found.insert(.capability)
+            }
+            return found
+        }
+    }
+
+    private func empty(_ staged: StagedFile, _ vnode: Vnode) throws(Errno) {
         do throws(Errno) {
-            try setStaging(vnode, staging.name)
+            let file = try writable(staged)
+            guard ftruncate(file.descriptor.rawValue, 0) == 0 else {
+                throw Errno(rawValue: Glibc.errno)
+            }
         } catch {
-            try? store.removeStaging(staging.name)
+            endWriting(vnode)
             throw error
         }
-        vnode.state.bytes = .staging(staging)
-        vnode.state.isPublished = false
     }
 
-    private func setStaging(_ vnode: Vnode, _ name: StagingName) throws(Errno) {
-        try perform("open for writing") { tx throws(Errno) in
-            guard let inode = try tx.inode(vnode.ino) else { throw .staleNFSFileHandle }
-            try tx.setStaging(
-                Staging(ino: vnode.ino, name: "\(name)", base: inode.contentStamp))
+    /// A writer opens what is an object. Under the vnode's lock.
+    private func replaceObject(
+        _ vnode: Vnode, _ extent: Extent, _ file: SharedDescriptor?, keeping: UInt64
+    ) throws(Errno) -> Bool {
+        if case .passthrough = vnode.state.mode, let backing = vnode.state.backing {
+            let isObject = vnode.state.staged == nil
+            guard extent.length <= Self.movedBytesMax || sharesBlocks || !isObject else {
+                supersede(vnode)
+                throw .staleNFSFileHandle
+            }
+            prepare(vnode) { try self.moveObjectAway(vnode, extent, backing) }
+            return false
         }
-        vnode.state.sealed = nil
-    }
-
-    /// A published staging file that is still open was left with a read-only descriptor.
-    private func reopenForWriting(_ vnode: Vnode, _ name: StagingName) throws(Errno) {
-        do {
-            let file = SharedDescriptor(try store.openStaging(name, .readWrite))
-            vnode.state.bytes = .staging(StagingFile(name: name, file: file))
-        } catch { throw errno(error, "open for writing") }
-    }
-
-    private func truncate(_ staging: StagingFile, to size: UInt64) throws(Errno) {
-        guard ftruncate(staging.file.descriptor.rawValue, off_t(size)) == 0 else {
-            throw Errno(rawValue: Glibc.errno)
+        guard keeping > 0 else {
+            try adopt(try newStaging(vnode.ino), vnode, keepsTime: false)
+            beginWriting(vnode)
+            return true
         }
+        guard let file else { throw .ioError }
+        let range = 0..<min(extent.length, keeping)
+        let isWhole = keeping >= extent.length
+        guard UInt64(range.count) <= Self.immediateCopyBytesMax || sharesBlocks else {
+            prepare(vnode) {
+                let staged = try self.copied(vnode, file, range)
+                try vnode.locked { try self.adopt(staged, vnode, keepsTime: isWhole) }
+            }
+            return false
+        }
+        try adopt(try copied(vnode, file, range), vnode, keepsTime: isWhole)
+        beginWriting(vnode)
+        return true
     }
 
-    private func write(_ bytes: [UInt8], to staging: StagingFile) throws(Errno) {
-        do {
-            _ = try staging.file.descriptor.writeAll(toAbsoluteOffset: 0, bytes)
+    // MARK: Staging files
+
+    /// A new, empty staging file.
+    /// - Parameter modified: the modification time that stat shows; nil: now.
+    func newStaging(
+        _ ino: InodeNumber, modified: Volume.Timestamp? = nil
+    ) throws(Errno) -> StagedFile {
+        let name = publisher.stagingName(for: ino)
+        do throws(StoreError) {
+            let file = SharedDescriptor(try store.createStaging(name))
+            if let modified { try store.setModified(file.descriptor, modified) }
+            return StagedFile(name: name, file: file, isWritable: true)
         } catch {
-            try? store.removeStaging(staging.name)
+            try? store.removeStaging(name)
+            throw error.errno
+        }
+    }
+
+    func openStaged(_ name: StagingName, writing: Bool) throws(Errno) -> SharedDescriptor {
+        do throws(StoreError) {
+            return SharedDescriptor(try store.openStaging(name, writing ? .readWrite : .read))
+        } catch { throw error.errno }
+    }
+
+    /// A descriptor to read by: the daemon's, or one for this request.
+    func readable(_ staged: StagedFile) throws(Errno) -> SharedDescriptor {
+        if let file = staged.file { return file }
+        return try openStaged(staged.name, writing: false)
+    }
+
+    /// A descriptor to write by: the daemon's, or one for this request.
+    func writable(_ staged: StagedFile) throws(Errno) -> SharedDescriptor {
+        if staged.isWritable, let file = staged.file { return file }
+        return try openStaged(staged.name, writing: true)
+    }
+
+    private func write(_ bytes: [UInt8], to staged: StagedFile) throws(Errno) {
+        do {
+            _ = try staged.file?.descriptor.writeAll(toAbsoluteOffset: 0, bytes)
+        } catch {
+            try? store.removeStaging(staged.name)
             throw errno(error, "staging")
         }
     }
 
     private func copied(
-        _ vnode: Vnode, _ file: SharedDescriptor, _ length: UInt64, keeping: UInt64
-    ) throws(Errno) -> StagingFile {
-        let staging = try newStaging(vnode.ino)
-        do {
-            if keeping > 0 {
-                try store.clone(
-                    from: file.descriptor, to: staging.file.descriptor,
-                    range: 0..<min(length, keeping))
-            }
-            return staging
+        _ vnode: Vnode, _ file: SharedDescriptor, _ range: Range<UInt64>
+    ) throws(Errno) -> StagedFile {
+        let staged = try newStaging(vnode.ino)
+        guard let target = staged.file else { throw .ioError }
+        do throws(StoreError) {
+            try store.clone(from: file.descriptor, to: target.descriptor, range: range)
+            return staged
         } catch {
-            try? store.removeStaging(staging.name)
-            throw errno(error, "copy before writing")
+            try? store.removeStaging(staged.name)
+            throw error.errno
+        }
+    }
+
+    /// From now on the staging file is the inode's bytes, in the catalog too. Under the vnode's
+    /// lock. When it fails the file is removed.
+    private func adopt(
+        _ staged: StagedFile, _ vnode: Vnode, keepsTime: Bool
+    ) throws(Errno) {
+        var staged = staged
+        do throws(Errno) {
+            guard !vnode.state.isSuperseded else { throw .staleNFSFileHandle }
+            let inode = try nameStaging(vnode, staged.name)
+            if keepsTime, let file = staged.file {
+                staged.original = try keepTime(of: inode, file)
+            }
+        } catch {
+            try? store.removeStaging(staged.name)
+            throw error
+        }
+        let replaced = vnode.state.staged
+        vnode.state.bytes = .staging(staged)
+        publisher.releaseClaim(vnode)
+        if let replaced { publisher.removeWhenDurable(replaced.name) }
+    }
+
+    /// Opening for writing alone changes no modification time.
+    private func keepTime(
+        of inode: Inode, _ file: SharedDescriptor
+    ) throws(Errno) -> FileFacts? {
+        do throws(StoreError) {
+            try store.setModified(file.descriptor, inode.modified)
+            let facts = try store.facts(of: file.descriptor)
+            let isOld = facts.modified.seconds + Self.clockStepSeconds < facts.changed.seconds
+            return isOld ? facts : nil
+        } catch { throw error.errno }
+    }
+
+    /// The row names the staging file, and remembers what it began from.
+    ///
+    /// - Throws: ESTALE when another version came since the bytes were loaded: the kernel looks the
+    ///   name up again.
+    private func nameStaging(_ vnode: Vnode, _ name: StagingName) throws(Errno) -> Inode {
+        let version = vnode.state.version
+        return try perform("open for writing") { tx throws(Errno) in
+            guard let inode = try tx.inode(vnode.ino) else { throw .staleNFSFileHandle }
+            // Sealed and not recorded: what began from the old base goes on from there.
+            var base = try tx.staging(of: vnode.ino)?.base
+            if base == nil {
+                let content = try tx.content(of: vnode.ino)
+                guard inode.contentStamp == version?.stamp || content == version?.content
+                else { throw .staleNFSFileHandle }
+                base = inode.contentStamp
+            }
+            try tx.setStaging(
+                Staging(ino: vnode.ino, name: "\(name)", base: base ?? inode.contentStamp))
+            return inode
         }
     }
 
     // MARK: Off the lock
 
-    /// Runs `body` on the preparation queue, then everybody who waits for the vnode.
+    /// Runs `body` on the preparation queue, then everybody who waits for the vnode. Under the
+    /// vnode's lock; the caller appends itself to `state.waiting` before it lets go of it.
     private func prepare(_ vnode: Vnode, _ body: @escaping @Sendable () throws -> Void) {
         vnode.state.waiting = []
         vnodes.pin(vnode)
@@ -133,65 +259,81 @@ extension VolumeFileSystem {
     private func finishPreparation(_ vnode: Vnode, _ body: () throws -> Void) {
         var failure: Errno?
         do { try body() } catch { failure = errno(error, "open for writing") }
-        vnode.lock()
-        let waiting = vnode.state.waiting ?? []
-        vnode.state.waiting = nil
-        vnode.unlock()
-        for wake in waiting { wake(failure) }
-        vnode.lock()
-        if vnode.state.opens == 0, vnode.state.writers == 0 {
-            let unpublished: Bool
-            if case .staging = vnode.state.bytes { unpublished = !vnode.state.isPublished } else { unpublished = false }
-            dropBytes(vnode)
-            if unpublished { publisher.submit(vnode.ino) }
+        let waiting = vnode.locked {
+            defer { vnode.state.waiting = nil }
+            return vnode.state.waiting ?? []
         }
-        vnode.unlock()
-        if vnodes.unpin(vnode) { reap(vnode.ino) }
+        // The error is the first one's, who asked for it; others try for themselves.
+        for (index, wake) in waiting.enumerated() { wake(index == 0 ? failure : nil) }
+        vnode.locked {
+            unloadIfIdle(vnode)
+            // Whoever waited may be gone: what was prepared is published like any closed file.
+            publisher.submitIfClosed(vnode)
+        }
+        unpin(vnode)
     }
 
     /// Passthrough readers keep the file that they have: it becomes the staging file, and a copy
     /// takes its place as the object. The copy stands before the first write can happen.
     private func moveObjectAway(
-        _ vnode: Vnode, _ extent: Extent, _ file: SharedDescriptor, keeping: UInt64
+        _ vnode: Vnode, _ extent: Extent, _ backing: FileIdentity
     ) throws {
         let name = publisher.stagingName(for: vnode.ino)
-        let staging = StagingFile(
-            name: name,
-            file: SharedDescriptor(
-                try store.detachObject(extent.root, to: name, copyBytesMax: .max)))
-        try vnode.withLock { state throws(Errno) in
-            try adopt(staging, vnode)
-            if let root = state.passthroughRoot {
-                passthroughOwners.withLock { $0[root] = nil }
-                state.passthroughRoot = nil
+        let file: SharedDescriptor
+        do throws(StoreError) {
+            file = SharedDescriptor(
+                try store.detachObject(
+                    extent.root, to: name, copyBytesMax: .max, expecting: backing))
+        } catch {
+            guard error.errno == .staleNFSFileHandle || error.errno == .noSuchFileOrDirectory
+            else { throw error }
+            // The object was removed, or removed and fetched again, under the readers: theirs is
+            // a file that cannot be had any more.
+            vnode.locked { supersede(vnode) }
+            throw Errno.staleNFSFileHandle
+        }
+        let done = DispatchSemaphore(value: 0)
+        remote.letGo(of: extent) { done.signal() }
+        if done.wait(timeout: .now() + Self.letGoSeconds) == .timedOut {
+            logger.warning("peers still read \(extent.root) while it is moved")
+        }
+        let staged = StagedFile(name: name, file: file, isWritable: true)
+        try vnode.locked { try adopt(staged, vnode, keepsTime: true) }
+    }
+
+    /// Content that is partly elsewhere: what is needed is fetched, then copied.
+    private func assemble(_ vnode: Vnode, _ extents: [ExtentBytes], keeping: UInt64) {
+        vnode.state.waiting = []
+        vnodes.pin(vnode)
+        let needed = extents.filter { $0.offset < keeping }
+        let isWhole = keeping >= extents.reduce(0) { $0 + $1.extent.length }
+        fetch(needed[...]) { failure in
+            self.preparation.submit {
+                self.finishPreparation(vnode) {
+                    if let failure { throw failure }
+                    let staged = try self.joined(vnode, needed, keeping: keeping)
+                    try vnode.locked { try self.adopt(staged, vnode, keepsTime: isWhole) }
+                }
             }
         }
     }
 
-    /// Content that is partly elsewhere: fetched whole, then copied.
-    private func assemble(_ vnode: Vnode, _ extents: [ExtentBytes], keeping: UInt64) {
-        vnode.state.waiting = []
-        vnodes.pin(vnode)
-        fetch(extents[...]) { error in
-            self.preparation.submit {
-                self.finishPreparation(vnode) {
-                    if let error { throw error }
-                    let staging = try self.newStaging(vnode.ino)
-                    do {
-                        for part in extents where part.offset < keeping {
-                            let object = try self.object(part.extent)
-                            try self.store.clone(
-                                from: object.descriptor, to: staging.file.descriptor,
-                                range: 0..<min(part.extent.length, keeping - part.offset),
-                                at: part.offset)
-                        }
-                    } catch {
-                        try? self.store.removeStaging(staging.name)
-                        throw error
-                    }
-                    try vnode.withLock { _ throws(Errno) in try self.adopt(staging, vnode) }
-                }
+    private func joined(
+        _ vnode: Vnode, _ extents: [ExtentBytes], keeping: UInt64
+    ) throws -> StagedFile {
+        let staged = try newStaging(vnode.ino)
+        do {
+            guard let target = staged.file else { throw Errno.ioError }
+            for part in extents {
+                guard let object = try openObject(part.extent) else { throw Errno.ioError }
+                try store.clone(
+                    from: object.descriptor, to: target.descriptor,
+                    range: 0..<min(part.extent.length, keeping - part.offset), at: part.offset)
             }
+            return staged
+        } catch {
+            try? store.removeStaging(staged.name)
+            throw error
         }
     }
 

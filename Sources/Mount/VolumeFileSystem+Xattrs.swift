@@ -14,13 +14,14 @@ extension VolumeFileSystem {
     ) {
         do throws(Errno) {
             guard !name.starts(with: Self.aclPrefix) else { throw .notSupported }
+            guard !virtual.has(request.nodeid) else { throw .noData }
             let vnode = try vnode(request)
             if let value = try derivedXattr(vnode.ino, name) {
                 reply.xattr(value, capacity: capacity)
                 return
             }
-            let value = try perform("getxattr") { tx throws(Errno) in
-                try tx.xattr(vnode.ino, name)
+            let value = try query("getxattr") { reader throws(Errno) in
+                try reader.xattr(vnode.ino, name)
             }
             reply.xattr(value, capacity: capacity)
         } catch { reply.error(error) }
@@ -28,9 +29,13 @@ extension VolumeFileSystem {
 
     public func listxattr(_ request: RequestHeader, capacity: Int, reply: consuming Reply) {
         do throws(Errno) {
+            guard !virtual.has(request.nodeid) else {
+                reply.xattr([], capacity: capacity)
+                return
+            }
             let vnode = try vnode(request)
-            let names = try perform("listxattr") { tx throws(Errno) in
-                try tx.xattrNames(vnode.ino)
+            let names = try query("listxattr") { reader throws(Errno) in
+                try reader.xattrNames(vnode.ino)
             }
             reply.xattr(names.flatMap { $0 + [0] }, capacity: capacity)
         } catch { reply.error(error) }
@@ -42,12 +47,16 @@ extension VolumeFileSystem {
     ) {
         do throws(Errno) {
             let vnode = try vnode(request)
-            try checkWritable(name)
+            let value = Array(value)
+            try checkWritable(name, vnode.ino)
+            try checkValue(value, of: name)
             let mode: XattrMode =
                 flags.contains(.create) ? .create : flags.contains(.replace) ? .replace : .set
-            let value = Array(value)
             _ = try perform("setxattr") { tx throws(Errno) in
                 try tx.setXattr(vnode.ino, name, value, mode, now: .now)
+            }
+            if name == Self.capabilityName {
+                vnode.locked { _ = vnode.state.privileges.insert(.capability) }
             }
             changed()
             reply.empty()
@@ -57,7 +66,7 @@ extension VolumeFileSystem {
     public func removexattr(_ request: RequestHeader, name: [UInt8], reply: consuming Reply) {
         do throws(Errno) {
             let vnode = try vnode(request)
-            try checkWritable(name)
+            try checkWritable(name, vnode.ino)
             _ = try perform("removexattr") { tx throws(Errno) in
                 try tx.removeXattr(vnode.ino, name, now: .now)
             }
@@ -66,41 +75,59 @@ extension VolumeFileSystem {
         } catch { reply.error(error) }
     }
 
-    private func checkWritable(_ name: [UInt8]) throws(Errno) {
+    /// How many copies, of everything below a directory.
+    private static let policyNames = [
+        Array("user.delugefs.copies".utf8), Array("user.delugefs.fsync-copies".utf8),
+    ]
+
+    private func checkWritable(_ name: [UInt8], _ ino: InodeNumber) throws(Errno) {
         guard !name.starts(with: Self.aclPrefix) else { throw .notSupported }
         guard name.starts(with: Self.derivedPrefix) else { return }
-        let settable = ["user.delugefs.copies", "user.delugefs.fsync-copies"]
-        guard settable.contains(where: { Array($0.utf8) == name }) else { throw .notPermitted }
+        guard Self.policyNames.contains(name) else { throw .notPermitted }
+        let isDirectory = try query("setxattr") { reader throws(Errno) in
+            try reader.inode(ino)?.isDirectory
+        }
+        guard isDirectory == true else { throw .notPermitted }
     }
 
-    /// nil for a name that is stored like any other.
+    private func checkValue(_ value: [UInt8], of name: [UInt8]) throws(Errno) {
+        guard Self.policyNames.contains(name) else { return }
+        guard let copies = Int(String(decoding: value, as: UTF8.self)),
+            (1...Limits.copiesMax).contains(copies)
+        else { throw .invalidArgument }
+    }
+
+    /// nil for a name that is stored like any other, or not there.
     private func derivedXattr(_ ino: InodeNumber, _ name: [UInt8]) throws(Errno) -> [UInt8]? {
         guard name.starts(with: Self.derivedPrefix) else { return nil }
-        let extents = try perform("getxattr") { tx throws(Errno) -> [Extent]? in
-            guard let inode = try tx.inode(ino), inode.kind == .file else { return nil }
-            return try tx.content(of: ino).extents
+        let extents = try query("getxattr") { reader throws(Errno) -> [Extent]? in
+            guard let inode = try reader.inode(ino), inode.kind == .file else { return nil }
+            return try reader.content(of: ino).extents
         }
         guard let extents else { return nil }
+        let value: String
         switch String(decoding: name.dropFirst(Self.derivedPrefix.count), as: UTF8.self) {
-        case "root": return Array(extents.map { "\($0.root)" }.joined(separator: ",").utf8)
-        case "holders": return Array(holders(extents).joined(separator: ",").utf8)
-        case "copies.now": return Array("\(holders(extents).count)".utf8)
-        case "local": return Array("\(try localPercent(extents))".utf8)
+        case "root": value = extents.map { "\($0.root)" }.joined(separator: ",")
+        case "holders": value = holders(extents).joined(separator: ",")
+        case "copies.now": value = "\(holders(extents).count)"
+        case "local": value = "\(try localPercent(extents))"
         default: return nil
         }
+        return Array(value.utf8)
     }
 
     private func localPercent(_ extents: [Extent]) throws(Errno) -> UInt64 {
         let total = extents.reduce(0) { $0 + $1.length }
         guard total > 0 else { return 100 }
-        let here = try perform("getxattr") { tx throws(Errno) in
+        let here = try query("getxattr") { reader throws(Errno) in
             var here: UInt64 = 0
             for extent in extents {
-                guard let entry = try tx.content(extent.root) else { continue }
+                guard let entry = try reader.content(extent.root) else { continue }
                 switch entry.state {
                 case .cached, .stored, .dropping: here += extent.length
                 case .partial:
-                    let pieces = UInt64((entry.verified ?? []).reduce(0) { $0 + $1.nonzeroBitCount })
+                    let pieces = UInt64(
+                        (entry.verified ?? []).reduce(0) { $0 + $1.nonzeroBitCount })
                     here += min(extent.length, pieces * extent.pieceBytes)
                 default: break
                 }

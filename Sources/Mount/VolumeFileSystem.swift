@@ -36,8 +36,6 @@ public final class VolumeFileSystem: FileSystem {
     let preparation = WorkQueue(name: "prepare", threads: 2)
     /// Runs what an fsync waits for.
     let synchronization = WorkQueue(name: "fsync", threads: 2)
-    /// Which inode backs an object by passthrough: at most one, because a writer moves the object away.
-    let passthroughOwners = Mutex<[ContentRoot: InodeNumber]>([:])
     let virtual: VirtualDirectory
     public let publisher: Publisher
     var vnodes: VnodeTable { publisher.vnodes }
@@ -49,6 +47,8 @@ public final class VolumeFileSystem: FileSystem {
     let holders: @Sendable ([Extent]) -> [String]
     /// The disk can copy a file without copying its bytes.
     let sharesBlocks: Bool
+    /// Invalidations that found no room; see `VolumeFileSystem+Invalidation`.
+    let postponed = Mutex(Invalidation())
     private let attached = Mutex<Session?>(nil)
 
     public init(
@@ -69,6 +69,7 @@ public final class VolumeFileSystem: FileSystem {
         self.holders = holders
         self.sharesBlocks = sharesBlocks
         virtual = VirtualDirectory(status: status)
+        publisher.setObserver { [weak self] in self?.invalidate($0) }
     }
 
     /// The session that serves this file system; set once it is mounted.
@@ -77,15 +78,20 @@ public final class VolumeFileSystem: FileSystem {
         set { attached.withLock { $0 = newValue } }
     }
 
-    func mayPassThrough(writing: Bool) -> Bool {
-        guard options.passthrough, let features = session?.features else { return false }
-        return features.passthrough == .readWrite || (features.passthrough == .readOnly && !writing)
+    /// What the kernel may do by itself now.
+    var passthrough: Features.Passthrough {
+        guard options.passthrough else { return .none }
+        return session?.features?.passthrough ?? .none
     }
 
     // MARK: Names to vnodes
 
-    func vnode(_ request: RequestHeader) throws(Errno) -> Vnode {
-        guard let vnode = vnodes.vnode(request.nodeid) else { throw .staleNFSFileHandle }
+    func vnode(_ request: RequestHeader) throws(Errno) -> Vnode { try vnode(request.nodeid) }
+
+    /// - Throws: EROFS in `.delugefs`, where nothing can be changed; ESTALE.
+    func vnode(_ nodeid: UInt64) throws(Errno) -> Vnode {
+        guard !virtual.has(nodeid) else { throw .readOnlyFileSystem }
+        guard let vnode = vnodes.vnode(nodeid) else { throw .staleNFSFileHandle }
         return vnode
     }
 
@@ -123,20 +129,28 @@ public final class VolumeFileSystem: FileSystem {
     func shown(_ inode: Inode, _ vnode: Vnode) -> (Attributes, Duration) {
         var attributes = catalogAttributes(inode)
         guard inode.kind == .file else { return (attributes, Self.cacheLifetime) }
-        return vnode.read { state in
-            switch state.bytes {
-            case .staging(let staging) where !state.isPublished || state.writers > 0:
-                if let status = fileStatus(staging.file.descriptor) {
-                    overlay(&attributes, ClosedFile(status))
-                }
-                return (attributes, state.writers > 0 ? Self.writingLifetime : Self.cacheLifetime)
-            case .object(let extent, _) where state.isSuperseded:
-                setSize(&attributes, extent.length)
-            default:
-                if let closed = state.closed { overlay(&attributes, closed) }
+        return vnode.locked {
+            if vnode.state.isSuperseded, let version = vnode.state.version {
+                setSize(&attributes, version.content.length)
+                attributes.mtime = FUSE.Timestamp(version.modified)
             }
-            return (attributes, Self.cacheLifetime)
+            guard let staged = vnode.state.staged else { return (attributes, Self.cacheLifetime) }
+            switch staged.phase {
+            case .published: return (attributes, Self.cacheLifetime)
+            case .sealed(_, let facts):
+                overlay(&attributes, facts)
+                return (attributes, Self.cacheLifetime)
+            case .unpublished:
+                // Also what is closed: a mapping may still write to it.
+                if let facts = try? facts(of: staged) { overlay(&attributes, facts) }
+                return (attributes, Self.writingLifetime)
+            }
         }
+    }
+
+    private func facts(of staged: StagedFile) throws(StoreError) -> FileFacts {
+        if let file = staged.file { return try store.facts(of: file.descriptor) }
+        return try store.stagingFacts(staged.name)
     }
 
     func catalogAttributes(_ inode: Inode) -> Attributes {
@@ -155,7 +169,7 @@ public final class VolumeFileSystem: FileSystem {
         attributes.blocks = (size + 511) / 512
     }
 
-    private func overlay(_ attributes: inout Attributes, _ file: ClosedFile) {
+    private func overlay(_ attributes: inout Attributes, _ file: FileFacts) {
         attributes.size = file.size
         attributes.blocks = file.blocks
         attributes.mtime = FUSE.Timestamp(file.modified)
@@ -175,34 +189,35 @@ public final class VolumeFileSystem: FileSystem {
     }
 
     public func forget(nodeid: UInt64, count: UInt64) {
-        if let ino = vnodes.forget(nodeid, count: count) { reap(ino) }
+        if let ino = vnodes.forget(nodeid, count: count) { publisher.reap(ino) }
     }
 
-    func reap(_ ino: InodeNumber) { publisher.reap(ino) }
+    /// Gives back a pin on a vnode that is not locked.
+    func unpin(_ vnode: Vnode) {
+        if vnodes.unpin(vnode) { publisher.reap(vnode.ino) }
+    }
 
-    /// One transaction of the catalog.
+    /// One operation of the catalog.
     func perform<T>(
         _ what: StaticString, _ body: (Transaction) throws(Errno) -> T
     ) throws(Errno) -> T {
         do { return try catalog.perform(body) } catch { throw errno(error, what) }
     }
-}
 
-func fileStatus(_ file: FileDescriptor) -> stat? {
-    var status = stat()
-    return fstat(file.rawValue, &status) == 0 ? status : nil
+    /// One look at the catalog: works even when it can no longer be written.
+    func query<T>(
+        _ what: StaticString, _ body: (Reader) throws(Errno) -> T
+    ) throws(Errno) -> T {
+        do { return try catalog.read(body) } catch { throw errno(error, what) }
+    }
 }
 
 extension Volume.Timestamp {
-    init(_ time: timespec) {
-        self.init(seconds: Int64(time.tv_sec), nanoseconds: UInt32(time.tv_nsec))
-    }
-
     /// The wall clock's.
     public static var now: Self {
         var time = timespec()
         clock_gettime(CLOCK_REALTIME, &time)
-        return Self(time)
+        return Self(seconds: Int64(time.tv_sec), nanoseconds: UInt32(time.tv_nsec))
     }
 
     init(_ time: FUSE.Timestamp) {
@@ -213,16 +228,5 @@ extension Volume.Timestamp {
 extension FUSE.Timestamp {
     init(_ time: Volume.Timestamp) {
         self.init(seconds: time.seconds, nanoseconds: time.nanoseconds)
-    }
-}
-
-/// The kernel's 32-bit encoding of a device number, as in `new_encode_dev`.
-enum DeviceNumber {
-    static func encode(major: UInt32, minor: UInt32) -> UInt32 {
-        minor & 0xFF | (major & 0xFFF) << 8 | (minor & ~0xFF) << 12
-    }
-
-    static func decode(_ device: UInt32) -> (major: UInt32, minor: UInt32) {
-        (device >> 8 & 0xFFF, device & 0xFF | device >> 12 & 0xFFF00)
     }
 }

@@ -7,8 +7,10 @@ import Foundation
 public final class WorkQueue: @unchecked Sendable {
     // Sendable: every stored variable is read and written under `condition` only.
     private let condition = NSCondition()
-    private var jobs: [@Sendable () -> Void] = []
-    private var head = 0
+    /// Filled by callers; a thread takes it as a whole when `batch` is used up.
+    private var arrived: [@Sendable () -> Void] = []
+    /// In reverse order of arrival: the next job is the last element.
+    private var batch: [@Sendable () -> Void] = []
     private var stopping = false
     private var running: Int
 
@@ -21,9 +23,11 @@ public final class WorkQueue: @unchecked Sendable {
         }
     }
 
+    /// After `drain` the job is dropped.
     public func submit(_ job: @escaping @Sendable () -> Void) {
         condition.withLock {
-            jobs.append(job)
+            guard !stopping else { return }
+            arrived.append(job)
             condition.signal()
         }
     }
@@ -47,14 +51,16 @@ public final class WorkQueue: @unchecked Sendable {
 
     private func next() -> (@Sendable () -> Void)? {
         condition.withLock {
-            while head >= jobs.count {
-                jobs.removeAll(keepingCapacity: true)
-                head = 0
+            while true {
+                if let job = batch.popLast() { return job }
+                if !arrived.isEmpty {
+                    batch = arrived.reversed()
+                    arrived.removeAll()
+                    continue
+                }
                 if stopping { return nil }
                 condition.wait()
             }
-            defer { head += 1 }
-            return jobs[head]
         }
     }
 }

@@ -29,7 +29,7 @@ final class ContentExchange: RemoteContent, Sendable {
     let swarm: Swarm
     let mesh: Mesh
     let logger: Logger
-    /// Called when an extent became an object here.
+    /// Called when an extent became an object here, or (`absent`) turned out to be none any more.
     let arrived: @Sendable (Extent, ContentState) -> Void
     /// Called when an extent that was to be stored here will not be.
     let gaveUp: @Sendable (Extent) -> Void
@@ -52,6 +52,22 @@ final class ContentExchange: RemoteContent, Sendable {
     // MARK: Fetching
 
     func stream(_ extent: Extent) -> any ContentStream { Interest(fetch(extent)) }
+
+    func letGo(of extent: Extent, _ body: @escaping @Sendable () -> Void) {
+        Task { [swarm] in
+            await swarm.unload(extent)
+            body()
+        }
+    }
+
+    func isMissing(_ extent: Extent) {
+        Task {
+            try? await Blocking.run { [self] in
+                // Unless it was fetched again already.
+                if try state(of: extent) == .none { arrived(extent, .absent) }
+            }
+        }
+    }
 
     /// Begins to fetch an extent whole, to be stored here.
     /// - Returns: false when that is under way already.
@@ -212,7 +228,7 @@ private final class Interest: ContentStream {
     func whenReadable(
         _ range: Range<UInt64>,
         _ body: @escaping @Sendable (Result<SharedDescriptor, Errno>) -> Void
-    ) { fetch.whenReadable(range, body) }
+    ) -> ContentWait { fetch.whenReadable(range, body) }
 
     func whenComplete(_ body: @escaping @Sendable (Result<Void, Errno>) -> Void) {
         _ = fetch.keepWhole()

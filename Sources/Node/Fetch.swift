@@ -36,9 +36,35 @@ final class Fetch: Sendable {
     private let exchange: ContentExchange
     private let state = Mutex(State())
 
-    private struct Waiter {
+    /// A reader's wait; ends by `body` or by `cancel`.
+    private final class Waiter: Sendable {
         let range: Range<UInt64>
         let body: @Sendable (Result<SharedDescriptor, Errno>) -> Void
+        private let state = Mutex<(isCancelled: Bool, download: VerifiedWait?)>((false, nil))
+
+        init(
+            _ range: Range<UInt64>,
+            _ body: @escaping @Sendable (Result<SharedDescriptor, Errno>) -> Void
+        ) {
+            self.range = range
+            self.body = body
+        }
+
+        func cancel() {
+            let wait = state.withLock { state in
+                state.isCancelled = true
+                return state.download
+            }
+            _ = wait?.cancel()
+        }
+
+        func waits(by wait: VerifiedWait) {
+            let isCancelled = state.withLock { state in
+                state.download = wait
+                return state.isCancelled
+            }
+            if isCancelled { _ = wait.cancel() }
+        }
     }
 
     private enum Phase {
@@ -142,8 +168,16 @@ final class Fetch: Sendable {
     func whenReadable(
         _ range: Range<UInt64>,
         _ body: @escaping @Sendable (Result<SharedDescriptor, Errno>) -> Void
-    ) {
-        let waiter = Waiter(range: range, body: body)
+    ) -> ContentWait {
+        let waiter = Waiter(range, body)
+        wait(waiter)
+        return ContentWait { [weak self, waiter] in
+            waiter.cancel()
+            self?.state.withLock { $0.pending.removeAll { $0 === waiter } }
+        }
+    }
+
+    private func wait(_ waiter: Waiter) {
         let ready = state.withLock { state -> Phase? in
             if case .searching = state.phase {
                 state.pending.append(waiter)
@@ -169,18 +203,19 @@ final class Fetch: Sendable {
 
     private func serve(_ waiter: Waiter, _ phase: Phase) {
         switch phase {
-        case .searching: whenReadable(waiter.range, waiter.body)
+        case .searching: wait(waiter)
         case .complete(let file): waiter.body(.success(file))
         case .failed(let error): waiter.body(.failure(error))
         case .loading(let download, let file):
             let ahead = readAhead(waiter.range)
             download.want(waiter.range, priority: .demand)
             if let ahead { download.want(ahead, priority: .readAhead) }
-            download.whenVerified(
-                waiter.range, timeoutWithoutProgress: ContentExchange.progressTimeout
-            ) { result in
-                waiter.body(result.map { file }.mapError(\.errno))
-            }
+            waiter.waits(
+                by: download.whenVerified(
+                    waiter.range, timeoutWithoutProgress: ContentExchange.progressTimeout
+                ) { result in
+                    waiter.body(result.map { file }.mapError(\.errno))
+                })
         }
     }
 

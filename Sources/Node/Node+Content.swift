@@ -50,9 +50,13 @@ extension Node {
         log(extents.map { .stored($0) })
     }
 
-    /// Content from elsewhere became an object here.
+    /// Content from elsewhere became an object here, or an object turned out to be missing.
     func arrived(_ extent: Extent, _ state: ContentState) {
-        log([state == .stored ? .stored(extent) : .cached(extent)])
+        switch state {
+        case .stored: log([.stored(extent)])
+        case .cached: log([.cached(extent)])
+        default: log([.lost(extent)])
+        }
     }
 
     /// A clone came to nothing: others need not wait for it.

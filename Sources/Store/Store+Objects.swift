@@ -139,16 +139,22 @@ extension Store {
     /// only a copy under the staging name.
     ///
     /// - Parameter copyBytesMax: where the disk cannot share blocks, more than this is not copied.
+    /// - Parameter expecting: the file that readers hold; another one may bear the name since.
     /// - Returns: the staging file, open for reading and writing.
-    /// - Throws: `StoreError`: ENOENT when the object is not here, EFBIG when the copy would be too
-    ///   large.
+    /// - Throws: `StoreError`: ENOENT when the object is not here, ESTALE when it is another file,
+    ///   EFBIG when the copy would be too large.
     public func detachObject(
         _ root: ContentRoot, to name: StagingName, copyBytesMax: UInt64,
-        cancellation: Cancellation? = nil
+        expecting: FileIdentity? = nil, cancellation: Cancellation? = nil
     ) throws(StoreError) -> FileDescriptor {
         let directory = try fanOut(root)
         let object = try directory.open("\(root)", O_RDONLY)
-        let length = try FileStatus(of: object.raw).size
+        let status = try FileStatus(of: object.raw)
+        let length = status.size
+        let identity = FileIdentity(device: status.device, inode: status.inode)
+        guard expecting == nil || expecting == identity else {
+            throw StoreError("detach object", .staleNFSFileHandle)
+        }
         let mayCopy = try length <= copyBytesMax ? true : abilities().supportsReflink
         guard mayCopy else {
             throw StoreError("detach object", .fileTooLarge)

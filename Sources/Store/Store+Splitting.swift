@@ -13,6 +13,21 @@ extension Store {
     func publishSplit(
         _ publication: Publication, _ cancellation: Cancellation?
     ) throws(StoreError) -> PublishOutcome {
+        try moveToObjects(publication, cancellation: cancellation)
+        try removeStaging(publication.staging)
+        try staging.synchronize()
+        return .split
+    }
+
+    /// Gives every extent an object, durably. The staging file, whose bytes may be gone from then
+    /// on, and the list of its extents stay until `removeStaging`, so that the caller can keep its
+    /// own record of them first. Calling it again goes on where it ended.
+    ///
+    /// - Precondition: nobody reads or writes the file.
+    /// - Throws: `StoreError`; see `interruptedSplit` for what is left then.
+    public func moveToObjects(
+        _ publication: Publication, cancellation: Cancellation? = nil
+    ) throws(StoreError) {
         let name = publication.staging.description
         let source = try staging.open(name, O_RDWR)
         guard try FileStatus(of: source.raw).size == publication.result.length else {
@@ -31,10 +46,6 @@ extension Store {
             }
             offset = range.upperBound
         }
-        try staging.remove(name)
-        try staging.remove(splitName(publication.staging))
-        try staging.synchronize()
-        return .split
     }
 
     private func publishExtent(

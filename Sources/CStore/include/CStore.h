@@ -60,6 +60,8 @@ int cstore_take_and_drop_read_lease(int fd);
 struct cstore_stat {
     uint64_t device, inode, size, blocks512;
     uint32_t mode, uid, links;
+    int64_t modified_seconds, changed_seconds;
+    uint32_t modified_nanoseconds, changed_nanoseconds;
 };
 int cstore_fstat(int fd, struct cstore_stat *out);
 /* Does not follow a symbolic link. */

@@ -1,0 +1,185 @@
+import Catalog
+import Store
+import SystemPackage
+import Volume
+
+// The last step: the catalog's row gets the content.
+extension Publisher {
+    /// What the row became, and what else changed.
+    private struct Recorded {
+        let inode: CatalogInode
+        var effects = VolumeChange()
+        /// It had no name any more and was given one.
+        var isRevived = false
+    }
+
+    /// Records the content, gives the vnode its new state and the queue its entry back.
+    func finish(_ candidate: Candidate, _ content: Content, milliseconds: UInt64) throws {
+        let vnode = candidate.vnode
+        let result = try vnode.locked { () -> (Recorded, [@Sendable (Errno?) -> Void])? in
+            let isCurrent = vnode.state.writeGeneration == candidate.generation
+            guard isCurrent, let staged = vnode.state.staged, staged.isUnpublished else {
+                return nil
+            }
+            let facts = try facts(of: staged)
+            let recorded = try record(candidate, content, facts, vnode.state.lostNames)
+            vnode.state.lostNames = []
+            if candidate.isCopy {
+                vnode.state.copied = candidate.facts
+                return (recorded, [])
+            }
+            return (recorded, settle(vnode, staged, recorded.inode, content, milliseconds))
+        }
+        if candidate.isCopy { try? store.removeStaging(candidate.name) }
+        guard let (recorded, waiting) = result else { return unpin(vnode) }
+        for wake in waiting { wake(nil) }
+        if recorded.isRevived { vnodes.linked(vnode.ino) }
+        published(content.extents)
+        if !recorded.effects.entries.isEmpty { notify(recorded.effects) }
+        if candidate.isCopy {
+            postpone(
+                candidate.entry, milliseconds: Self.leaseRetryMilliseconds, .held(isCopied: true))
+        } else {
+            unpin(vnode)
+        }
+    }
+
+    private func facts(of staged: StagedFile) throws(StoreError) -> FileFacts {
+        if case .sealed(_, let facts) = staged.phase { return facts }
+        return try store.stagingFacts(staged.name)
+    }
+
+    /// The vnode after its row has the content. Under its lock.
+    ///
+    /// - Returns: who waited for the end of a split.
+    private func settle(
+        _ vnode: Vnode, _ staged: StagedFile, _ inode: CatalogInode, _ content: Content,
+        _ milliseconds: UInt64
+    ) -> [@Sendable (Errno?) -> Void] {
+        let version = Version(inode, content)
+        if vnode.state.pages == vnode.state.version?.stamp { vnode.state.pages = version.stamp }
+        vnode.state.version = version
+        vnode.state.hashing = nil
+        vnode.state.copied = nil
+        vnode.state.publishing.published(hashingMilliseconds: milliseconds)
+        if vnode.state.split != nil {
+            let waiting = vnode.state.waiting ?? []
+            vnode.state.waiting = nil
+            vnode.state.split = nil
+            vnode.state.unload()
+            removeWhenDurable(staged.name)
+            return waiting
+        }
+        var staged = staged
+        if case .sealed(let extent, _) = staged.phase, vnode.state.isInUse {
+            vnode.state.bytes = .object(extent, staged.file)
+            removeWhenDurable(staged.name)
+        } else {
+            staged.phase = .published
+            staged.original = nil
+            vnode.state.bytes = .staging(staged)
+            unloadIfIdle(vnode)
+        }
+        return []
+    }
+
+    // MARK: In the catalog
+
+    private func record(
+        _ candidate: Candidate, _ content: Content, _ facts: FileFacts, _ lostNames: [LostName]
+    ) throws -> Recorded {
+        let ino = candidate.vnode.ino
+        return try catalog.perform { tx in
+            guard let before = try tx.inode(ino), let staging = try tx.staging(of: ino) else {
+                throw Errno.noSuchFileOrDirectory
+            }
+            for extent in content.extents {
+                // Somebody else's object may have been removed since it was found there.
+                guard try store.objectLength(extent.root) == extent.length else {
+                    throw Errno.ioError
+                }
+                try tx.setContentState(extent, .stored, at: Monotonic.wallMilliseconds)
+            }
+            var recorded = Recorded(inode: before)
+            let present = try tx.content(of: ino)
+            if present != content || before.modified != facts.modified {
+                if before.contentStamp != staging.base, before.contentStamp.node != tx.node,
+                    present != content
+                {
+                    try keepOther(before, present, tx, &recorded.effects)
+                }
+                // As stat showed it: neither publishing nor the link is a change.
+                let changed = max(before.changed, facts.changed)
+                recorded = Recorded(
+                    inode: try tx.setContent(
+                        ino, content, modified: facts.modified, now: changed),
+                    effects: recorded.effects)
+            }
+            if !before.isLinked {
+                try revive(ino, lostNames, tx, &recorded.effects)
+                recorded.isRevived = true
+            }
+            if candidate.isCopy {
+                try tx.setStaging(
+                    Staging(ino: ino, name: staging.name, base: recorded.inode.contentStamp))
+            } else {
+                try tx.clearStaging(ino)
+            }
+            return recorded
+        }
+    }
+
+    /// Edited here and elsewhere: this version keeps the name, the other stays beside it.
+    private func keepOther(
+        _ other: CatalogInode, _ content: Content, _ tx: Transaction,
+        _ effects: inout VolumeChange
+    ) throws {
+        guard let link = try tx.links(of: other.ino).min(by: { $0.link < $1.link }) else { return }
+        let node = other.contentStamp.node
+        let name = try conflictName(
+            original: link.name, node: try tx.nodeDescriptions()[node]?.name ?? "\(node)",
+            stamp: other.contentStamp, id: other.id,
+            taken: { try tx.child(named: $0, in: link.parent) })
+        let copy = try tx.create(
+            link.parent, name,
+            NewInode(body: .file(content), mode: other.mode, owner: other.owner), now: .now)
+        _ = try tx.setAttributes(
+            copy.ino, AttributeChange(accessed: other.accessed, modified: other.modified),
+            now: .now)
+        for xattr in try tx.xattrNames(other.ino) {
+            _ = try tx.setXattr(copy.ino, xattr, try tx.xattr(other.ino, xattr), now: .now)
+        }
+        effects.named(copy.ino, link.parent, name)
+    }
+
+    /// Removed elsewhere while it was edited here: the edit survives, under the name that it had,
+    /// or, when the directory went too, in the top directory.
+    private func revive(
+        _ ino: InodeNumber, _ names: [LostName], _ tx: Transaction,
+        _ effects: inout VolumeChange
+    ) throws {
+        guard let lost = names.first else { throw Errno.noSuchFileOrDirectory }
+        let parent = try tx.inode(lost.parent)?.isLinked == true ? lost.parent : .root
+        var name = lost.name
+        if try tx.child(named: name, in: parent) {
+            guard let inode = try tx.inode(ino) else { throw Errno.noSuchFileOrDirectory }
+            name = try conflictName(
+                original: name, node: try tx.nodeDescriptions()[tx.node]?.name ?? "\(tx.node)",
+                stamp: inode.contentStamp, id: inode.id,
+                taken: { try tx.child(named: $0, in: parent) })
+        }
+        _ = try tx.link(ino, parent, name, now: .now)
+        effects.named(ino, parent, name)
+    }
+}
+
+extension Reader {
+    fileprivate func child(
+        named name: FileName, in parent: InodeNumber
+    ) throws(Errno) -> Bool {
+        do throws(Errno) {
+            _ = try lookup(parent, name)
+            return true
+        } catch .noSuchFileOrDirectory { return false }
+    }
+}

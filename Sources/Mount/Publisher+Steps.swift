@@ -1,0 +1,338 @@
+import Catalog
+import Logging
+import Store
+import SystemPackage
+import Volume
+
+/// A closed file, seen under its lock to have no writer.
+struct Candidate: Sendable {
+    let entry: Publisher.Queue.Entry
+    /// Of the file to publish: the staging file, or a copy of it.
+    let name: StagingName
+    let file: SharedDescriptor
+    let generation: UInt64
+    let facts: FileFacts
+    let cancellation: Cancellation
+    /// Somebody can still write to the staging file itself: it stays unpublished.
+    let isCopy: Bool
+
+    var vnode: Vnode { entry.item }
+}
+
+// One batch, step by step.
+extension Publisher {
+    private enum Step {
+        /// Nothing to publish, or a writer or a preparation will submit it again.
+        case none
+        case later(milliseconds: UInt64, Queue.Delay)
+        case publish(Candidate)
+        /// Somebody can still write to it, and somebody waits.
+        case copy(Candidate)
+        /// It is an object already; the row is to say so.
+        case record(Candidate, Extent)
+        /// It was being split when that failed, or when an earlier run ended.
+        case split(Candidate, Publication)
+        /// It was opened for writing, and nothing was written.
+        case discard
+    }
+
+    private struct Hashed {
+        let candidate: Candidate
+        let extent: HashedExtent
+        let milliseconds: UInt64
+    }
+
+    func publish(_ batch: [Queue.Entry]) {
+        var objects: [Hashed] = []
+        for entry in batch {
+            do {
+                switch try step(entry) {
+                case .none: unpin(entry.item)
+                case .later(let milliseconds, let delay):
+                    postpone(entry, milliseconds: milliseconds, delay)
+                case .discard:
+                    // A version from elsewhere may have come: the mount looks.
+                    notify(VolumeChange(contents: [entry.item.ino]))
+                    unpin(entry.item)
+                case .record(let candidate, let extent):
+                    try finish(candidate, .extents([extent]), milliseconds: 0)
+                case .publish(let candidate):
+                    if let hashed = try begin(candidate) { objects.append(hashed) }
+                case .split(let candidate, let publication):
+                    try split(candidate, publication, milliseconds: 0)
+                case .copy(let candidate):
+                    let copy = try copied(candidate)
+                    do {
+                        if let hashed = try begin(copy) { objects.append(hashed) }
+                    } catch {
+                        try? store.removeStaging(copy.name)
+                        throw error
+                    }
+                }
+            } catch { failed(entry, error) }
+        }
+        if !objects.isEmpty { publishObjects(objects) }
+    }
+
+    private func failed(_ entry: Queue.Entry, _ error: any Error) {
+        if (error as? StoreError)?.reason == .canceled {
+            unpin(entry.item)
+            return
+        }
+        logger.warning(
+            "publishing inode \(entry.item.ino.rawValue) failed, will try again: \(error)")
+        postpone(entry, milliseconds: Self.failureRetryMilliseconds, .failed)
+    }
+
+    /// A writer has it open again, or had, since it was looked at: then it is not ours any more.
+    private func isOutdated(_ candidate: Candidate) -> Bool {
+        let state = candidate.vnode.state
+        return state.writeGeneration != candidate.generation || state.staged == nil
+    }
+
+    // MARK: Looking at a file
+
+    private func step(_ entry: Queue.Entry) throws -> Step {
+        let vnode = entry.item
+        vnode.lock()
+        defer { vnode.unlock() }
+        guard vnode.state.writers == 0, var staged = vnode.state.staged, staged.isUnpublished,
+            vnode.state.waiting == nil || vnode.state.split != nil
+        else { return .none }
+        let now = Monotonic.milliseconds
+        let due = vnode.state.publishing.due
+        if !entry.isHurried, due > now { return .later(milliseconds: due - now, .quiet) }
+        let isLinked = try catalog.read { try $0.inode(vnode.ino)?.isLinked } == true
+        // It goes when it is closed, or is submitted again when it gets a name.
+        guard isLinked || !vnode.state.lostNames.isEmpty else { return .none }
+        let file = SharedDescriptor(try store.openStaging(staged.name, .read))
+        let facts = try store.facts(of: file.descriptor)
+        let cancellation = Cancellation()
+        let candidate = Candidate(
+            entry: entry, name: staged.name, file: file,
+            generation: vnode.state.writeGeneration, facts: facts, cancellation: cancellation,
+            isCopy: false)
+        if let publication = vnode.state.split { return .split(candidate, publication) }
+        if case .sealed(let extent, _) = staged.phase { return .record(candidate, extent) }
+        // The daemon's own writable descriptor would count against the lease.
+        if staged.file != nil {
+            staged.file = file
+            staged.isWritable = false
+            vnode.state.bytes = .staging(staged)
+        }
+        if try hasWriters(file) {
+            let isCopied =
+                vnode.state.copied?.modified == facts.modified
+                && vnode.state.copied?.size == facts.size
+            if entry.isHurried, !isCopied { return .copy(candidate) }
+            return .later(milliseconds: Self.leaseRetryMilliseconds, .held(isCopied: isCopied))
+        }
+        if let original = staged.original, original.modified == facts.modified,
+            original.size == facts.size
+        {
+            try discard(vnode, staged)
+            return .discard
+        }
+        vnode.state.hashing = cancellation
+        return .publish(candidate)
+    }
+
+    /// Where leases cannot tell, the kernel was not given the file: all writes came by the daemon.
+    private func hasWriters(_ file: SharedDescriptor) throws -> Bool {
+        do throws(StoreError) {
+            return try store.hasWriters(file.descriptor)
+        } catch {
+            let unsupported: [Errno] = [.invalidArgument, .permissionDenied, .notSupported]
+            guard unsupported.contains(error.errno) else { throw error }
+            return false
+        }
+    }
+
+    /// The row goes on with what it has. Under the vnode's lock.
+    private func discard(_ vnode: Vnode, _ staged: StagedFile) throws {
+        try catalog.perform { try $0.clearStaging(vnode.ino) }
+        var staged = staged
+        staged.phase = .published
+        vnode.state.bytes = .staging(staged)
+        unloadIfIdle(vnode)
+    }
+
+    /// A snapshot of a file that can still be written to.
+    private func copied(_ candidate: Candidate) throws -> Candidate {
+        let name = stagingName(for: candidate.vnode.ino)
+        let target = SharedDescriptor(try store.createStaging(name))
+        do {
+            let length = try store.facts(of: candidate.file.descriptor).size
+            try store.clone(
+                from: candidate.file.descriptor, to: target.descriptor, range: 0..<length)
+            return Candidate(
+                entry: candidate.entry, name: name,
+                file: SharedDescriptor(try store.openStaging(name, .read)),
+                generation: candidate.generation, facts: candidate.facts,
+                cancellation: candidate.cancellation, isCopy: true)
+        } catch {
+            try? store.removeStaging(name)
+            throw error
+        }
+    }
+
+    // MARK: Hashing
+
+    /// - Returns: nil when it is done, or given up.
+    private func begin(_ candidate: Candidate) throws -> Hashed? {
+        let length = candidate.facts.size
+        if length <= UInt64(Limits.inlineBytesMax) {
+            try publishInline(candidate, Int(length))
+            return nil
+        }
+        let start = Monotonic.milliseconds
+        let result = try store.hash(
+            candidate.file.descriptor, length: length, cancellation: candidate.cancellation)
+        let milliseconds = Monotonic.milliseconds - start
+        if result.extents.count == 1 {
+            return Hashed(
+                candidate: candidate, extent: result.extents[0], milliseconds: milliseconds)
+        }
+        try beginSplit(candidate, result, milliseconds)
+        return nil
+    }
+
+    private func publishInline(_ candidate: Candidate, _ length: Int) throws {
+        var bytes = [UInt8](repeating: 0, count: length)
+        let count = try bytes.withUnsafeMutableBytes {
+            try candidate.file.descriptor.read(fromAbsoluteOffset: 0, into: $0)
+        }
+        guard count == length else { throw Errno.ioError }
+        try finish(candidate, .inline(bytes), milliseconds: 0)
+    }
+
+    // MARK: Objects
+
+    private func publishObjects(_ objects: [Hashed]) {
+        let together = objects.count >= Self.wholeDiskSyncFilesMin
+        var prepared: [(Hashed, PreparedObject)] = []
+        for hashed in objects {
+            attempt(hashed.candidate) {
+                let object = try store.prepareObject(
+                    hashed.candidate.name, hashed.extent, synchronizing: !together)
+                prepared.append((hashed, object))
+            }
+        }
+        if together {
+            do throws(StoreError) { try store.synchronizeDisk() } catch {
+                for (hashed, object) in prepared {
+                    store.discard(object)
+                    attempt(hashed.candidate) { throw error }
+                }
+                return
+            }
+        }
+        var linked: [Hashed] = []
+        for (hashed, object) in prepared {
+            attempt(hashed.candidate) {
+                if try link(hashed.candidate, object) {
+                    linked.append(hashed)
+                } else {
+                    unpin(hashed.candidate.vnode)
+                }
+            }
+        }
+        do throws(StoreError) {
+            try store.synchronizeNames(of: linked.map(\.extent.extent.root))
+        } catch {
+            for hashed in linked { attempt(hashed.candidate) { throw error } }
+            return
+        }
+        for hashed in linked {
+            attempt(hashed.candidate) {
+                try finish(
+                    hashed.candidate, .extents([hashed.extent.extent]),
+                    milliseconds: hashed.milliseconds)
+            }
+        }
+    }
+
+    /// One file's failure does not hold up the others.
+    private func attempt(_ candidate: Candidate, _ body: () throws -> Void) {
+        do { try body() } catch {
+            if candidate.isCopy { try? store.removeStaging(candidate.name) }
+            let isOutdated = candidate.vnode.locked { self.isOutdated(candidate) }
+            if isOutdated { unpin(candidate.vnode) } else { failed(candidate.entry, error) }
+        }
+    }
+
+    /// Gives the staging file's inode the object's name: from here on a writer gets a copy.
+    ///
+    /// - Returns: false when a writer was faster.
+    private func link(_ candidate: Candidate, _ object: PreparedObject) throws -> Bool {
+        let vnode = candidate.vnode
+        vnode.lock()
+        defer { vnode.unlock() }
+        guard !isOutdated(candidate), var staged = vnode.state.staged else {
+            store.discard(object)
+            if candidate.isCopy { try? store.removeStaging(candidate.name) }
+            return false
+        }
+        // Before the link, which sets the change time.
+        let facts = try store.stagingFacts(staged.name)
+        guard try store.link(object) == .linked, !candidate.isCopy else { return true }
+        staged.phase = .sealed(object.hashed.extent, facts)
+        vnode.state.bytes = .staging(staged)
+        if case .passthrough = vnode.state.mode {
+            claims.add(object.hashed.extent.root, for: vnode.nodeid)
+            vnode.state.claimed = object.hashed.extent.root
+        }
+        return true
+    }
+
+    // MARK: Files of several extents
+
+    /// The bytes are moved out, so nobody may have it open. Opens wait until it is done.
+    private func beginSplit(
+        _ candidate: Candidate, _ result: MerkleResult, _ milliseconds: UInt64
+    ) throws {
+        let publication = Publication(staging: candidate.name, result: result)
+        let vnode = candidate.vnode
+        if !candidate.isCopy {
+            enum Decision { case drop, wait, go }
+            let decision: Decision = vnode.locked {
+                if isOutdated(candidate) { return .drop }
+                if vnode.state.isInUse { return .wait }
+                vnode.state.waiting = []
+                vnode.state.split = publication
+                return .go
+            }
+            switch decision {
+            case .drop: return unpin(vnode)
+            case .wait:
+                return postpone(
+                    candidate.entry, milliseconds: Self.leaseRetryMilliseconds,
+                    candidate.entry.isHurried ? .failed : .held(isCopied: false))
+            case .go: break
+            }
+        }
+        try split(candidate, publication, milliseconds: milliseconds)
+    }
+
+    private func split(
+        _ candidate: Candidate, _ publication: Publication, milliseconds: UInt64
+    ) throws {
+        do {
+            try store.moveToObjects(publication)
+            try finish(candidate, publication.result.content, milliseconds: milliseconds)
+        } catch {
+            if !candidate.isCopy { wakeWaiting(candidate.vnode, error) }
+            throw error
+        }
+    }
+
+    /// The bytes are still not to be had: who waits for them gets the error, later ones wait again.
+    private func wakeWaiting(_ vnode: Vnode, _ failure: any Error) {
+        let waiting = vnode.locked {
+            defer { vnode.state.waiting = [] }
+            return vnode.state.waiting ?? []
+        }
+        let error = (failure as? StoreError)?.errno ?? (failure as? Errno) ?? .ioError
+        for wake in waiting { wake(error) }
+    }
+}

@@ -1,0 +1,88 @@
+import FUSE
+import Synchronization
+import SystemPackage
+import Volume
+
+/// Answers one READ over extents, waiting for each part in turn. An interrupted one ends its wait.
+final class RangeReader: Sendable {
+    struct Part {
+        let source: ExtentBytes.Source
+        /// Within the extent.
+        let range: Range<UInt64>
+    }
+
+    private struct State {
+        var collected: [UInt8] = []
+        var wait: ContentWait?
+        var isOver = false
+    }
+
+    private let parts: [Part]
+    private let reply: PendingReply
+    private let state = Mutex(State())
+
+    init(_ parts: [Part], _ reply: PendingReply) {
+        self.parts = parts
+        self.reply = reply
+    }
+
+    func start() {
+        reply.onInterrupt { self.interrupt() }
+        proceed(0)
+    }
+
+    private func interrupt() {
+        reply.error(.interrupted)
+        let wait = state.withLock { state in
+            state.isOver = true
+            state.collected = []
+            return state.wait
+        }
+        wait?.cancel()
+    }
+
+    private func proceed(_ index: Int) {
+        guard index < parts.count else {
+            reply.data(state.withLock { $0.collected })
+            return
+        }
+        switch parts[index].source {
+        case .local(let file): append(file, index)
+        case .remote(let stream):
+            let wait = stream.whenReadable(parts[index].range) { result in
+                switch result {
+                case .success(let file): self.append(file, index)
+                case .failure(let error): self.reply.error(error)
+                }
+            }
+            let isOver = state.withLock { state in
+                state.wait = wait
+                return state.isOver
+            }
+            if isOver { wait.cancel() }
+        }
+    }
+
+    private func append(_ file: SharedDescriptor, _ index: Int) {
+        let range = parts[index].range
+        if parts.count == 1 {
+            // Nearly every READ: straight into the answer.
+            reply.data(
+                ofFile: file.descriptor.rawValue, offset: range.lowerBound, size: range.count)
+            return
+        }
+        var more = [UInt8](repeating: 0, count: range.count)
+        let count = more.withUnsafeMutableBytes {
+            (try? file.descriptor.read(fromAbsoluteOffset: Int64(range.lowerBound), into: $0)) ?? 0
+        }
+        guard count == more.count else {
+            reply.error(.ioError)
+            return
+        }
+        let goesOn = state.withLock { state in
+            if !state.isOver { state.collected += more }
+            return !state.isOver
+        }
+        if goesOn { proceed(index + 1) }
+    }
+}

@@ -1,0 +1,170 @@
+import Synchronization
+import Volume
+
+/// All vnodes: by nodeid for the kernel, by inode number for names.
+///
+/// A nodeid is given once and never again. A vnode lives while the kernel has looked it up or a
+/// descriptor or the publisher holds it. An inode has one current vnode, and superseded ones while
+/// descriptors of older versions are open.
+final class VnodeTable: Sendable {
+    private struct Entry {
+        let vnode: Vnode
+        var lookups: UInt64
+        var pins: Int
+    }
+
+    /// The vnodes of one inode.
+    private struct Family {
+        var current: UInt64?
+        var members = 0
+        /// No name leads to the inode: it goes with its last vnode.
+        var isUnlinked = false
+    }
+
+    private struct State {
+        var nodes: [UInt64: Entry] = [:]
+        var families: [InodeNumber: Family] = [:]
+        var next: UInt64 = VnodeTable.rootNode + 1
+    }
+
+    private let state: Mutex<State>
+
+    /// The kernel's nodeid of the mount's top.
+    static let rootNode: UInt64 = 1
+
+    init() {
+        var initial = State()
+        let root = Vnode(nodeid: Self.rootNode, ino: .root)
+        initial.nodes[Self.rootNode] = Entry(vnode: root, lookups: 1, pins: 1)
+        initial.families[.root] = Family(current: Self.rootNode, members: 1)
+        state = Mutex(initial)
+    }
+
+    func vnode(_ nodeid: UInt64) -> Vnode? {
+        state.withLock { $0.nodes[nodeid]?.vnode }
+    }
+
+    /// The vnode that the inode's names lead to.
+    func current(_ ino: InodeNumber) -> Vnode? {
+        state.withLock { state in
+            state.families[ino]?.current.flatMap { state.nodes[$0]?.vnode }
+        }
+    }
+
+    /// The vnode a name leads to, with one more lookup owed by the kernel.
+    func lookUp(_ ino: InodeNumber) -> Vnode { reference(ino) { $0.lookups += 1 } }
+
+    /// The vnode, kept alive until `unpin`.
+    func pin(_ ino: InodeNumber) -> Vnode { reference(ino) { $0.pins += 1 } }
+
+    /// - Precondition: something else keeps the vnode alive.
+    func pin(_ vnode: Vnode) {
+        state.withLock { $0.nodes[vnode.nodeid]?.pins += 1 }
+    }
+
+    /// - Returns: true when nothing holds the inode any more and no name leads to it: reap it.
+    func unpin(_ vnode: Vnode) -> Bool {
+        release(vnode.nodeid) { entry in
+            precondition(entry.pins > 0, "a vnode was unpinned once too often")
+            entry.pins -= 1
+        }
+    }
+
+    /// - Returns: the inode when nothing holds it any more and no name leads to it: reap it.
+    func forget(_ nodeid: UInt64, count: UInt64) -> InodeNumber? {
+        guard nodeid != Self.rootNode, let vnode = vnode(nodeid) else { return nil }
+        return release(nodeid) { $0.lookups -= min($0.lookups, count) } ? vnode.ino : nil
+    }
+
+    /// From now on the inode's names lead to a new vnode.
+    func supersede(_ vnode: Vnode) {
+        state.withLock { state in
+            if state.families[vnode.ino]?.current == vnode.nodeid {
+                state.families[vnode.ino]?.current = nil
+            }
+        }
+    }
+
+    /// The inode lost its last name.
+    /// - Returns: true when nothing holds it: reap it now.
+    func unlinked(_ ino: InodeNumber) -> Bool {
+        state.withLock { state in
+            if state.families[ino] == nil { return true }
+            state.families[ino]?.isUnlinked = true
+            return false
+        }
+    }
+
+    /// The inode has a name again.
+    func linked(_ ino: InodeNumber) {
+        state.withLock { $0.families[ino]?.isUnlinked = false }
+    }
+
+    /// Inodes that the kernel or a descriptor holds, older versions included.
+    var held: Set<InodeNumber> { state.withLock { Set($0.families.keys) } }
+
+    private func reference(_ ino: InodeNumber, _ count: (inout Entry) -> Void) -> Vnode {
+        state.withLock { state in
+            var family = state.families[ino] ?? Family()
+            let nodeid = family.current ?? state.next
+            if family.current == nil {
+                state.next += 1
+                family.current = nodeid
+                family.members += 1
+                state.families[ino] = family
+            }
+            var entry =
+                state.nodes[nodeid]
+                ?? Entry(vnode: Vnode(nodeid: nodeid, ino: ino), lookups: 0, pins: 0)
+            count(&entry)
+            state.nodes[nodeid] = entry
+            return entry.vnode
+        }
+    }
+
+    private func release(_ nodeid: UInt64, _ count: (inout Entry) -> Void) -> Bool {
+        state.withLock { state in
+            guard var entry = state.nodes[nodeid] else { return false }
+            count(&entry)
+            guard entry.lookups == 0, entry.pins == 0 else {
+                state.nodes[nodeid] = entry
+                return false
+            }
+            state.nodes[nodeid] = nil
+            let ino = entry.vnode.ino
+            guard var family = state.families[ino] else { return false }
+            family.members -= 1
+            if family.current == nodeid { family.current = nil }
+            state.families[ino] = family.members > 0 ? family : nil
+            return family.members == 0 && family.isUnlinked
+        }
+    }
+}
+
+/// Which vnodes the kernel reads an object for. A writer takes the object's file away from under the
+/// readers that the kernel serves, so it must be the only inode that it backs.
+final class BackingClaims: Sendable {
+    private let owners = Mutex<[ContentRoot: Set<UInt64>]>([:])
+
+    /// - Returns: false when the object backs another vnode: this one is to be opened cached.
+    func claim(_ root: ContentRoot, for nodeid: UInt64) -> Bool {
+        owners.withLock { owners in
+            guard owners[root, default: [nodeid]] == [nodeid] else { return false }
+            owners[root] = [nodeid]
+            return true
+        }
+    }
+
+    /// A file that the kernel reads already has become the object. Others may still read an earlier
+    /// file of that name, which was removed: until they are gone nobody new may claim it.
+    func add(_ root: ContentRoot, for nodeid: UInt64) {
+        owners.withLock { _ = $0[root, default: []].insert(nodeid) }
+    }
+
+    func release(_ root: ContentRoot, for nodeid: UInt64) {
+        owners.withLock { owners in
+            owners[root]?.remove(nodeid)
+            if owners[root]?.isEmpty == true { owners[root] = nil }
+        }
+    }
+}

@@ -1,0 +1,113 @@
+import Catalog
+import Logging
+import Store
+import SystemPackage
+import Volume
+
+// Which bytes an inode has, and the descriptors that the daemon serves them from.
+extension VolumeFileSystem {
+    /// Finds out what serves an inode that nobody has open. Under the vnode's lock.
+    func load(_ vnode: Vnode) throws(Errno) {
+        guard case .unloaded = vnode.state.bytes else { return }
+        let (inode, content, isLocal) = try query("open") { reader throws(Errno) in
+            guard let inode = try reader.inode(vnode.ino) else { throw .staleNFSFileHandle }
+            guard inode.kind == .file else {
+                throw inode.isDirectory ? .isDirectory : .invalidArgument
+            }
+            let content = try reader.content(of: vnode.ino)
+            return (
+                inode, content,
+                try content.extents.map { extent throws(Errno) in
+                    try self.isLocal(extent, reader)
+                }
+            )
+        }
+        switch content {
+        case .inline(let bytes): vnode.state.bytes = .inline(bytes)
+        case .extents(let extents): vnode.state.bytes = try located(extents, isLocal)
+        }
+        vnode.state.version = Version(inode, content)
+    }
+
+    private func located(_ extents: [Extent], _ isLocal: [Bool]) throws(Errno) -> Bytes {
+        var offset: UInt64 = 0
+        var parts: [ExtentBytes] = []
+        for (extent, isLocal) in zip(extents, isLocal) {
+            let file = isLocal ? try openObject(extent) : nil
+            if extents.count == 1, let file { return .object(extent, file) }
+            parts.append(
+                ExtentBytes(
+                    extent: extent, offset: offset,
+                    source: file.map { .local($0) } ?? .remote(remote.stream(extent))))
+            offset += extent.length
+        }
+        return .extents(parts)
+    }
+
+    private func isLocal(_ extent: Extent, _ reader: Reader) throws(Errno) -> Bool {
+        switch try reader.content(extent.root)?.state {
+        case .cached, .stored, .dropping: true
+        default: false
+        }
+    }
+
+    /// nil when it is not on the disk, or not whole, whatever the catalog believed: from now on it
+    /// knows, and the content is fetched like any other.
+    func openObject(_ extent: Extent) throws(Errno) -> SharedDescriptor? {
+        do throws(StoreError) {
+            if let file = try store.openObject(extent.root) {
+                let shared = SharedDescriptor(file)
+                if try store.facts(of: file).size == extent.length { return shared }
+                try store.removeObject(extent.root)
+            }
+        } catch { throw error.errno }
+        logger.error(
+            "the object \(extent.root) is not on the disk, or not whole; it is fetched again")
+        try perform("open") { tx throws(Errno) in
+            try tx.setContentState(extent, .absent, at: Monotonic.wallMilliseconds)
+        }
+        remote.isMissing(extent)
+        return nil
+    }
+
+    /// Opens what the daemon needs to answer READ and WRITE. Under the vnode's lock.
+    func serveFromDaemon(_ vnode: Vnode) throws(Errno) {
+        switch vnode.state.bytes {
+        case .object(let extent, nil):
+            guard let file = try openObject(extent) else { throw .ioError }
+            vnode.state.bytes = .object(extent, file)
+        case .staging(var staged):
+            let writes = vnode.state.writers > 0
+            guard staged.file == nil || (writes && !staged.isWritable) else { return }
+            staged.file = try openStaged(staged.name, writing: writes)
+            staged.isWritable = writes
+            vnode.state.bytes = .staging(staged)
+        default: break
+        }
+    }
+
+    /// The file behind a vnode: the daemon's descriptor, or one for this request.
+    ///
+    /// - Returns: nil where there is no file: inline bytes, extents.
+    func file(of vnode: Vnode) throws(Errno) -> SharedDescriptor? {
+        try vnode.locked { () throws(Errno) in
+            switch vnode.state.bytes {
+            case .object(_, let file?): file
+            case .object(let extent, nil): try openObject(extent)
+            case .staging(let staged): try readable(staged)
+            default: nil
+            }
+        }
+    }
+
+    /// The staging file that a handle open for writing writes to.
+    func writableFile(_ number: UInt64) throws(Errno) -> (Vnode, SharedDescriptor) {
+        guard let handle = handles.handle(number), handle.writes else { throw .badFileDescriptor }
+        let vnode = handle.vnode
+        let file = try vnode.locked { () throws(Errno) -> SharedDescriptor? in
+            try vnode.state.staged.map { staged throws(Errno) in try writable(staged) }
+        }
+        guard let file else { throw .badFileDescriptor }
+        return (vnode, file)
+    }
+}
