@@ -20,8 +20,9 @@ final class Replicator: Sendable {
     static let outstandingMax = 32
     /// Clones that this node makes at a time for others.
     static let clonesMax = 8
-    /// A clone that was accepted and not confirmed in its holder's log counts for this long.
-    static let patience = Duration.seconds(600)
+    /// A clone that was accepted and is not confirmed in its holder's log is asked for again after
+    /// this long: only the node itself knows whether it is still at it.
+    static let patience = Duration.seconds(30)
 
     private let catalog: Catalog
     private let mesh: Mesh
@@ -43,11 +44,19 @@ final class Replicator: Sendable {
         let node: NodeID
     }
 
+    private enum Answer {
+        case accepted
+        /// Busy, or nothing was heard: the same node may take it soon.
+        case later
+        /// Full, draining or not there.
+        case never
+    }
+
     private struct State {
         var asked: [Request: ContinuousClock.Instant] = [:]
         /// Since when a root has too few copies, as far as this node has noticed.
         var since: [ContentRoot: ContinuousClock.Instant] = [:]
-        var refusedUntil: [NodeID: ContinuousClock.Instant] = [:]
+        var refusedUntil: [NodeID: (time: ContinuousClock.Instant, answer: Answer)] = [:]
         var underReplicated = Status.Amount(files: 0, bytes: 0)
         var unavailable = Status.Amount(files: 0, bytes: 0)
     }
@@ -102,6 +111,7 @@ final class Replicator: Sendable {
     private func pass() async throws {
         let options = options()
         let nodes = live(options)
+        try await Blocking.run { [self] in try settle() }
         var after: Int64? = 0
         var lacking = Status.Amount(files: 0, bytes: 0)
         var unavailable = Status.Amount(files: 0, bytes: 0)
@@ -154,12 +164,16 @@ final class Replicator: Sendable {
         guard let delay = RepairOwnership.delay(of: node, root: extent.root, holders: stored),
             now - since >= .seconds(delay)
         else { return }
-        let cloning = Set(
-            holders.filter { $0.state == .cloning }.map(\.node)
-                + state.withLock { state in
-                    state.asked.keys.filter { $0.extent == extent }.map(\.node)
-                }
+        var cloning = Set(
+            state.withLock { $0.asked.keys.filter { $0.extent == extent }.map(\.node) }
         ).intersection(living).subtracting(stored)
+        for holder in holders where holder.state == .cloning && living.contains(holder.node) {
+            // What the log says may have ended with a restart of that node.
+            if cloning.contains(holder.node) { continue }
+            if await ask(holder.node, extent, isRenewal: true) == .accepted {
+                cloning.insert(holder.node)
+            }
+        }
         var missing = options.copies - stored.count - cloning.count
         var used = Set(
             nodes.filter { stored.contains($0.id) || cloning.contains($0.id) }.map(\.machine))
@@ -167,24 +181,35 @@ final class Replicator: Sendable {
             .filter { !stored.contains($0.id) && !cloning.contains($0.id) }
         // Other machines first; a second disk of one only when no machine is left.
         for onFreshMachine in [true, false] {
+            var mayComeLater = false
             for candidate in candidates where missing > 0 {
                 guard used.contains(candidate.machine) != onFreshMachine else { continue }
-                if await ask(candidate.id, extent) {
+                switch await ask(candidate.id, extent) {
+                case .accepted:
                     missing -= 1
                     used.insert(candidate.machine)
+                case .later: mayComeLater = true
+                case .never: break
                 }
             }
+            // A machine that is only busy can take it soon: it is worth the wait.
+            if mayComeLater { return }
         }
     }
 
-    private func ask(_ candidate: NodeID, _ extent: Extent) async -> Bool {
+    /// - Parameter isRenewal: what it refused of other contents says nothing of this one.
+    private func ask(
+        _ candidate: NodeID, _ extent: Extent, isRenewal: Bool = false
+    ) async -> Answer {
         let now = ContinuousClock.now
-        let may = state.withLock { state in
-            state.asked.count < Self.outstandingMax
-                && (state.refusedUntil[candidate].map { now >= $0 } ?? true)
-                && state.asked[Request(extent: extent, node: candidate)] == nil
+        guard mesh.peer(candidate)?.isOnline == true else { return .never }
+        let obstacle = state.withLock { state -> Answer? in
+            if let refusal = state.refusedUntil[candidate], now < refusal.time {
+                return refusal.answer
+            }
+            return state.asked.count < Self.outstandingMax ? nil : .later
         }
-        guard may, mesh.peer(candidate)?.isOnline == true else { return false }
+        if let obstacle, !isRenewal { return obstacle }
         do {
             let body = try JSONEncoder().encode(PeerMessage.ExtentName(extent))
             let reply = try await mesh.request(
@@ -196,14 +221,20 @@ final class Replicator: Sendable {
             switch answer {
             case .accepted, .stored:
                 state.withLock { $0.asked[Request(extent: extent, node: candidate)] = now }
-                return true
+                return .accepted
             case .busy:
-                state.withLock { $0.refusedUntil[candidate] = now + .seconds(1) }
+                state.withLock { $0.refusedUntil[candidate] = (now + .seconds(1), .later) }
+                return .later
             case .full, .draining:
-                state.withLock { $0.refusedUntil[candidate] = now + .seconds(30) }
+                state.withLock { $0.refusedUntil[candidate] = (now + .seconds(30), .never) }
+                return .never
             }
-        } catch { logger.debug("asking \(candidate) to clone: \(error)") }
-        return false
+        } catch {
+            logger.debug("asking \(candidate) to clone: \(error)")
+            // Who does not answer is not asked again at once, for every content.
+            state.withLock { $0.refusedUntil[candidate] = (now + .seconds(5), .never) }
+            return .never
+        }
     }
 
     /// A holder's log confirmed a copy, or took it back.
