@@ -1,5 +1,5 @@
 import Catalog
-import FoundationEssentials
+import Foundation
 import Glibc
 import History
 import Logging
@@ -134,6 +134,17 @@ final class Gossip: Sendable {
 /// Blocking work for tasks: on threads made for it, never on Swift's cooperative pool.
 enum Blocking {
     private static let queue = WorkQueue(name: "blocking", threads: 4)
+
+    /// On a thread of its own: for what may wait long for work that itself needs the queue's threads.
+    static func alone<T: Sendable>(
+        _ body: @escaping @Sendable () throws -> T
+    ) async throws -> T {
+        try await withCheckedThrowingContinuation { continuation in
+            let thread = Thread { continuation.resume(with: Result { try body() }) }
+            thread.name = "waiting"
+            thread.start()
+        }
+    }
 
     static func run<T: Sendable>(_ body: @escaping @Sendable () throws -> T) async throws -> T {
         try await withCheckedThrowingContinuation { continuation in

@@ -121,7 +121,7 @@ extension Node {
         let deadline = Date(timeIntervalSinceNow: seconds)
         let late = ControlMessage.WaitReply(outcome: .timedOut, text: "")
         await noticeCloses()
-        let isCommitted = try await Blocking.run { [publisher, timeline] in
+        let isCommitted = try await Blocking.alone { [publisher, timeline] in
             publisher.settle(until: deadline) && timeline.commitNow(until: deadline)
         }
         guard isCommitted, let head = timeline.applied else {
@@ -157,7 +157,7 @@ extension Node {
         let path = mount.path.string
         // Twice: a reader that lost its processor with the RELEASE in hand has it back by then.
         for _ in 0..<2 {
-            _ = try? await Blocking.run {
+            _ = try? await Blocking.alone {
                 var statistics = statvfs()
                 _ = statvfs(path, &statistics)
             }

@@ -394,7 +394,7 @@ public final class Node: Sendable {
         parts.replication?.cancel()
         parts.housekeeping?.cancel()
         if let mount = parts.mount {
-            try? await Blocking.run {
+            try? await Blocking.alone {
                 try? Mounting.unmountAtAnyRate(at: mount.path)
                 mount.session.stop()
                 mount.fileSystem.drain()
@@ -402,7 +402,7 @@ public final class Node: Sendable {
             }
         }
         let deadline = Date(timeIntervalSinceNow: Self.stopTimeout)
-        _ = try? await Blocking.run { [publisher, timeline] in
+        _ = try? await Blocking.alone { [publisher, timeline] in
             _ = publisher.settle(until: deadline)
             publisher.stop()
             timeline.stop()
