@@ -170,7 +170,10 @@ final class ContentExchange: RemoteContent, Sendable {
     // MARK: Serving
 
     func state(of extent: Extent) throws -> PeerMessage.WhoHasReply.State {
-        switch try catalog.read({ try $0.content(extent.root)?.state }) {
+        let known = try catalog.read { try $0.content(extent.root) }
+        // The length is the asker's claim: one that is wrong names nothing.
+        guard let known, known.extent == extent else { return .none }
+        return switch known.state {
         case .stored: .stored
         case .cached: .cached
         default: .none
