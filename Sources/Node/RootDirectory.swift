@@ -48,6 +48,12 @@ struct RootDirectory {
                     "\(path) is a copy of \(original), whose node is running. Start a node of its own in an empty root instead."
                 )
             }
+            // Before peers are greeted in the name of a node that is running.
+            guard !Self.isLocked(path) else {
+                throw NodeError(
+                    "\(path) is in use by another delugefs process. Stop that one first: delugefs stop --root \(path)"
+                )
+            }
             content = .node(file)
             return
         }
@@ -59,6 +65,13 @@ struct RootDirectory {
         }
         if let recorded, !configuration.newNode { throw Self.notMounted(recorded, path) }
         content = .empty
+    }
+
+    static func isLocked(_ root: FilePath) -> Bool {
+        let lock = open(root.string + "/lock", O_RDONLY | O_CLOEXEC)
+        guard lock >= 0 else { return false }
+        defer { close(lock) }
+        return flock(lock, LOCK_SH | LOCK_NB) != 0 && errno == EWOULDBLOCK
     }
 
     private static func notMounted(_ record: KnownRoots.Record, _ path: FilePath) -> NodeError {
@@ -236,10 +249,7 @@ struct KnownRoots {
     func running(node: String, besides root: String) throws -> String? {
         try load().first { record in
             guard record.node == node, record.root != root else { return false }
-            let lock = open(record.root + "/lock", O_RDONLY | O_CLOEXEC)
-            guard lock >= 0 else { return false }
-            defer { close(lock) }
-            return flock(lock, LOCK_SH | LOCK_NB) != 0 && errno == EWOULDBLOCK
+            return RootDirectory.isLocked(FilePath(record.root))
         }?.root
     }
 
