@@ -164,7 +164,17 @@ final class HolderLogs: Sendable {
             guard isNew else { continue }
             Task {
                 do {
-                    while try await pull(theirs, from: peer.node, through: mesh) {}
+                    // What was said meanwhile is not said again: ask for the newest.
+                    var newest: HolderLogHead? = theirs
+                    while let head = newest {
+                        if try await pull(head, from: peer.node, through: mesh) { continue }
+                        let latest = mesh.peer(peer.node)?.hello.holderLogs.first {
+                            $0.node == theirs.node
+                        }
+                        newest = latest.flatMap {
+                            ($0.epoch, $0.count) > (head.epoch, head.count) ? $0 : nil
+                        }
+                    }
                 } catch {
                     logger.warning("reading the holder log of \(theirs.node): \(error)")
                 }

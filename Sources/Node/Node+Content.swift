@@ -114,7 +114,8 @@ extension Node {
         var round = 0
         while !Task.isCancelled {
             do {
-                try await Blocking.run { [replicator] in try replicator.settle() }
+                // A hello is heard once: what could not be fetched then is tried again.
+                for peer in mesh.peers where peer.isOnline { heard(.changed(peer)) }
                 if round % Self.roundsPerCount == 0 {
                     let bytes = try await Blocking.run { [catalog] in
                         try catalog.unreferencedBytes()
