@@ -145,7 +145,7 @@ final class ContentExchange: RemoteContent, Sendable {
     /// What a holder gives: the bytes themselves, or a place in its swarm and the piece layer.
     enum Offer: Sendable {
         case content([UInt8])
-        case swarm(SwarmEndpoint, layer: [UInt8])
+        case swarm([SwarmEndpoint], layer: [UInt8])
     }
 
     func open(_ extent: Extent, at peer: Peer) async throws -> Offer {
@@ -162,8 +162,18 @@ final class ContentExchange: RemoteContent, Sendable {
             guard let port = UInt16(exactly: header.bulkPort), port > 0 else {
                 throw NodeError("A peer named no port for content.")
             }
+            let hosts =
+                BulkAddress.isDialable(peer.endpoint.host)
+                ? [peer.endpoint.host]
+                : (header.addresses ?? []).filter(BulkAddress.isDialable)
+            guard !hosts.isEmpty else {
+                throw NodeError(
+                    "\(peer.hello.name) has only link-local IPv6 addresses, which cannot carry content; give the network IPv4 or routed IPv6 addresses."
+                )
+            }
             return .swarm(
-                SwarmEndpoint(address: peer.endpoint.host, port: port), layer: payload)
+                hosts.prefix(BulkAddress.countMax).map { SwarmEndpoint(address: $0, port: port) },
+                layer: payload)
         }
     }
 
@@ -200,7 +210,9 @@ final class ContentExchange: RemoteContent, Sendable {
         return PeerResponse(
             body: .bytes(
                 try PeerMessage.frame(
-                    PeerMessage.OpenReply(form: .swarm, bulkPort: Int(swarm.port)), payload: layer)
+                    PeerMessage.OpenReply(
+                        form: .swarm, bulkPort: Int(swarm.port), addresses: BulkAddress.own()),
+                    payload: layer)
             ))
     }
 }

@@ -295,8 +295,8 @@ final class Fetch: Sendable {
                         try exchange.store.storeObject(extent, bytes: bytes)
                     }
                     return .object
-                case .swarm(let endpoint, let offered):
-                    endpoints.append(endpoint)
+                case .swarm(let offeredAt, let offered):
+                    endpoints += offeredAt
                     layer = layer ?? offered
                 }
             } catch {
@@ -369,8 +369,8 @@ final class Fetch: Sendable {
             if clock.now >= next {
                 next = clock.now + Self.refresh
                 for peer in await exchange.sources(of: extent).prefix(ContentExchange.sourcesMax) {
-                    if case .swarm(let endpoint, _)? = try? await exchange.open(extent, at: peer) {
-                        download.addSources([endpoint])
+                    if case .swarm(let endpoints, _)? = try? await exchange.open(extent, at: peer) {
+                        download.addSources(endpoints)
                     }
                 }
                 await save(download, cancelling: false)

@@ -36,6 +36,9 @@ enum PeerMessage {
         var form: Form
         /// Port of the bulk transport, for form `swarm`.
         var bulkPort: Int
+        /// Where that port is, for an asker who knows the holder by an address that cannot be
+        /// dialled for content.
+        var addresses: [String]?
     }
 
     /// `POST /v1/who-has`

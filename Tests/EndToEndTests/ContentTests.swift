@@ -87,7 +87,8 @@ extension EndToEnd {
                 try await trio.a.sh("cp -a \"$1\" copied", tree, timeout: Bounds.transfer)
                     .succeeded()
                 try await trio.a.sh(
-                    "mkdir untarred; tar -C \"$1\" -cf - . | tar -C untarred -xpf -", tree,
+                    "mkdir untarred; tar -C \"$1\" --format=posix -cf - . | tar -C untarred -xpf -",
+                    tree,
                     timeout: Bounds.transfer
                 ).succeeded()
                 try await trio.a.settle()

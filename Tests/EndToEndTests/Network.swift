@@ -41,6 +41,8 @@ final class Network: Sendable {
         try await ip("-n", switchName, "link", "set", "port\(number)", "master", "bridge", "up")
         try await ip("-n", name, "addr", "add", "10.77.0.\(number)/24", "dev", "eth0")
         try await ip("-n", name, "link", "set", "eth0", "up")
+        // As on any machine with a default route; simple mDNS clients join groups by it.
+        try await ip("-n", name, "route", "add", "default", "dev", "eth0")
         return Host(self, namespace: name, number: number)
     }
 

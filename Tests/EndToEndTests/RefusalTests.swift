@@ -158,6 +158,7 @@ extension EndToEnd {
                     says: "The key given is for another volume named \(volume) (ours ")
                 try await Self.refuse(
                     fresh("served", two), ["--create"], says: volume, "\(one.address)")
+                try await other.stop()
                 try await Self.refuse(
                     fresh("lonely", alone), ["--key-file", right], says: volume, "10 s")
                 #expect(try await a.status().peers.isEmpty)
@@ -177,9 +178,11 @@ extension EndToEnd {
                         says: "7500", "--port")
                 }
 
-                let copy = try Self.fresh("copy", two, volume: a.volume)
-                try await two.sh("cp -a \"$1\" \"$2\"", a.root, copy.root).succeeded()
-                try await Self.refuse(copy, says: "copy", writes: true)
+                for host in [one, two] {
+                    let copy = try Self.fresh("copy-\(host.number)", host, volume: a.volume)
+                    try await host.sh("cp -a \"$1\" \"$2\"", a.root, copy.root).succeeded()
+                    try await Self.refuse(copy, says: "copy", writes: true)
+                }
                 #expect(try await a.sh("echo fine >f; cat f").output == "fine\n")
 
                 try await two.separateMounts(

@@ -30,9 +30,10 @@ extension EndToEnd {
         func fileLife() async throws {
             try await Workshop.open { workshop in
                 let host = try await Network(workshop).host()
+                // Before the host has mounts of its own, or it would not see the disk.
+                let oracle = try await Disk(workshop, "oracle", .ext4(megabytes: 128))
                 try await Self.openFuse(host)
                 try await Self.requireReadable(host)
-                let oracle = try await Disk(workshop, "oracle", .ext4(megabytes: 128))
                 try await host.sh(
                     "rmdir \"$1\"/lost+found; chown 65534:65534 \"$1\"", oracle.path
                 ).succeeded()
