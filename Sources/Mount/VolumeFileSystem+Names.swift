@@ -72,7 +72,7 @@ extension VolumeFileSystem {
             let directory = try vnode(request)
             let name = try mutableName(name, in: directory)
             let new = NewInode(body: body, mode: UInt16(mode & 0o7777), owner: stored(request))
-            let inode = try perform("create") { tx throws(Errno) in
+            let inode = try performMaking("create") { tx throws(Errno) in
                 try tx.create(directory.ino, name, new, now: .now)
             }
             changed()
@@ -140,7 +140,7 @@ extension VolumeFileSystem {
             let directory = try vnode(request)
             let file = try vnode(target)
             let name = try mutableName(name, in: directory)
-            let inode = try perform("link") { tx throws(Errno) in
+            let inode = try performMaking("link") { tx throws(Errno) in
                 try tx.link(file.ino, directory.ino, name, now: .now)
             }
             changed()

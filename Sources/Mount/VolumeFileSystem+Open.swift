@@ -118,13 +118,16 @@ extension VolumeFileSystem {
         _ body: (Transaction) throws(Errno) -> Inode
     ) throws(Errno) -> (Inode, StagedFile) {
         var made: StagedFile?
+        guard !options.isFull() else { throw .noSpace }
         do {
             let inode = try catalog.perform { tx in
                 let inode = try body(tx)
                 let staged = try newStaging(inode.ino, modified: inode.modified)
                 made = staged
                 try tx.setStaging(
-                    Staging(ino: inode.ino, name: "\(staged.name)", base: inode.contentStamp))
+                    Staging(
+                        ino: inode.ino, name: "\(staged.name)", base: inode.contentStamp,
+                        isNewborn: true))
                 return inode
             }
             guard let made else { throw Errno.ioError }

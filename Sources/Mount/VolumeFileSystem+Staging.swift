@@ -138,6 +138,7 @@ extension VolumeFileSystem {
     func newStaging(
         _ ino: InodeNumber, modified: Volume.Timestamp? = nil
     ) throws(Errno) -> StagedFile {
+        guard !options.isFull() else { throw .noSpace }
         let name = publisher.stagingName(for: ino)
         do throws(StoreError) {
             let file = SharedDescriptor(try store.createStaging(name))

@@ -52,7 +52,7 @@ extension VolumeFileSystem {
             try checkValue(value, of: name)
             let mode: XattrMode =
                 flags.contains(.create) ? .create : flags.contains(.replace) ? .replace : .set
-            _ = try perform("setxattr") { tx throws(Errno) in
+            _ = try performMaking("setxattr") { tx throws(Errno) in
                 try tx.setXattr(vnode.ino, name, value, mode, now: .now)
             }
             if name == Self.capabilityName {

@@ -18,6 +18,10 @@ public final class VolumeFileSystem: FileSystem {
         /// nil: ids pass unchanged.
         public var owners: OwnerMapping?
 
+        /// The disk is about to be full: nothing new is made, so that the catalog can always be
+        /// written. Removals go on.
+        public var isFull: @Sendable () -> Bool = { false }
+
         public init() {}
     }
 
@@ -202,6 +206,14 @@ public final class VolumeFileSystem: FileSystem {
         _ what: StaticString, _ body: (Transaction) throws(Errno) -> T
     ) throws(Errno) -> T {
         do { return try catalog.perform(body) } catch { throw errno(error, what) }
+    }
+
+    /// As `perform`, for what takes room: refused while the disk is about to be full.
+    func performMaking<T>(
+        _ what: StaticString, _ body: (Transaction) throws(Errno) -> T
+    ) throws(Errno) -> T {
+        guard !options.isFull() else { throw .noSpace }
+        return try perform(what, body)
     }
 
     /// One look at the catalog: works even when it can no longer be written.

@@ -19,8 +19,12 @@ import Volume
 /// | complete | read the object |
 /// | failed | get the error |
 final class Fetch: Sendable {
-    /// Between looks for further holders, renewals of leases and saves of what is verified.
+    /// Between looks for further holders and renewals of leases.
     static let refresh = Duration.seconds(5)
+    /// Between saves of what is verified: a restart fetches what came since the last one again.
+    static let saveInterval = Duration.seconds(2)
+    /// Between looks at a running download: how late its refresh, its save or its end may come.
+    static let attendInterval = Duration.milliseconds(250)
     static let searchPause = Duration.milliseconds(500)
     /// A clone to which nothing comes for this long is given up, so that it blocks no other.
     static let cloneIdleMax = Duration.seconds(120)
@@ -356,7 +360,8 @@ final class Fetch: Sendable {
         _ download: Download, _ lastProgress: inout ContinuousClock.Instant
     ) async throws -> Bool {
         let clock = ContinuousClock()
-        var next = clock.now
+        var refreshDue = clock.now
+        var saveDue = clock.now + Self.saveInterval
         var arrived = download.progress.downloadedBytes
         while !state.withLock({ $0.stopping }) {
             if download.isComplete { return try await finish(download) }
@@ -366,25 +371,39 @@ final class Fetch: Sendable {
                 lastProgress = clock.now
             }
             guard clock.now - lastProgress < Self.cloneIdleMax else { throw SwarmError.noProgress }
-            if clock.now >= next {
-                next = clock.now + Self.refresh
+            if clock.now >= refreshDue {
+                refreshDue = clock.now + Self.refresh
                 for peer in await exchange.sources(of: extent).prefix(ContentExchange.sourcesMax) {
                     if case .swarm(let endpoints, _)? = try? await exchange.open(extent, at: peer) {
                         download.addSources(endpoints)
                     }
                 }
-                await save(download, cancelling: false)
             }
-            // Ends early when it completes; the pause bounds how late the end is noticed.
-            do {
-                try await download.wait(
-                    for: 0..<extent.length, timeoutWithoutProgress: .milliseconds(1000))
-            } catch SwarmError.noProgress, SwarmError.tooManyWaiters {
-            } catch is CancellationError {}
-            if Task.isCancelled { break }
-            if !download.isComplete { try? await Task.sleep(for: .milliseconds(100)) }
+            if clock.now >= saveDue {
+                await save(download, cancelling: false)
+                saveDue = clock.now + Self.saveInterval
+            }
+            try await pause(until: download)
         }
         return false
+    }
+
+    /// Until the download completes or fails, at most `attendInterval`.
+    private func pause(until download: Download) async throws {
+        do {
+            try await withThrowingTaskGroup(of: Void.self) { [extent] group in
+                defer { group.cancelAll() }
+                group.addTask {
+                    try await download.wait(
+                        for: 0..<extent.length, timeoutWithoutProgress: Self.cloneIdleMax)
+                }
+                group.addTask { try await Task.sleep(for: Self.attendInterval) }
+                try await group.next()
+            }
+        } catch SwarmError.tooManyWaiters {
+            try? await Task.sleep(for: Self.attendInterval)
+        } catch SwarmError.noProgress {
+        } catch is CancellationError {}
     }
 
     private func finish(_ download: Download) async throws -> Bool {

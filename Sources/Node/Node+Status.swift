@@ -101,6 +101,12 @@ extension Node {
                 "The catalog could not be written: the volume is read-only here. Make room on the disk and restart the node."
             )
         }
+        if space.isFull {
+            add(
+                "disk-full",
+                "The disk of this node is full: nothing new can be made here. Remove files or make room on the disk."
+            )
+        }
         if lacking.unavailable.files > 0 {
             add(
                 "unavailable",

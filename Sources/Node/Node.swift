@@ -46,6 +46,7 @@ public final class Node: Sendable {
     let key: VolumeKey
     let authority: VolumeAuthority
     let capacityBytes: UInt64
+    let space: SpaceGuard
 
     struct Running {
         var discovery: Discovery?
@@ -172,6 +173,7 @@ public final class Node: Sendable {
         try membership.keep(root.path, file: file)
         let facts = try store.diskFacts()
         capacityBytes = configuration.capacityBytes ?? facts.capacityBytes / 20 * 19
+        space = SpaceGuard(store: store, diskBytes: facts.capacityBytes)
         try? known.keep(
             KnownRoots.Record(
                 root: root.path.string, volume: file.volume, node: file.node, name: file.name,
@@ -290,6 +292,7 @@ public final class Node: Sendable {
                 applied: { [weak self] in self?.applied($0) },
                 pinned: { publisher.heldInodes },
                 rank: { mesh.peers.filter { $0.isOnline && $0.node < identity.node }.count }))
+        space.start()
         timeline.start()
         try publisher.start()
         try reapOrphans()
@@ -336,6 +339,7 @@ public final class Node: Sendable {
         {
             options.owners = OwnerMapping(volume: settings.owner, local: owner)
         }
+        options.isFull = { [space] in space.isFull }
         let fileSystem = VolumeFileSystem(
             catalog: catalog, store: store, remote: exchange, publisher: publisher,
             options: options, logger: logger,
@@ -391,6 +395,7 @@ public final class Node: Sendable {
             running.state = "stopping"
             return running
         }
+        space.stop()
         parts.replication?.cancel()
         parts.housekeeping?.cancel()
         if let mount = parts.mount {
