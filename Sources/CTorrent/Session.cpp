@@ -90,6 +90,7 @@ ctorrent_result ctorrent_session_create(ctorrent_options const* options, ctorren
             explain(message, message_bytes, listen_failure(*created->session).c_str());
             return CTORRENT_FAILED;
         }
+        ctorrent::silence_udp(created->port);
         // Called with libtorrent's alert lock held, on any thread: only wake the drainer.
         created->session->set_alert_notify([waking = created.get()] {
             ctorrent_session_wake(waking);
@@ -325,6 +326,8 @@ class Drainer {
             return torrent_error(static_cast<lt::torrent_error_alert const*>(alert));
         case lt::state_update_alert::alert_type:
             return status(static_cast<lt::state_update_alert const*>(alert));
+        // An interface that came later.
+        case lt::listen_succeeded_alert::alert_type: return ctorrent::silence_udp(session.port);
         case lt::alerts_dropped_alert::alert_type: return send(0, CTORRENT_EVENT_DROPPED);
         default: return;
         }

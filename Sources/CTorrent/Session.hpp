@@ -47,6 +47,10 @@ namespace ctorrent {
 
 namespace lt = libtorrent;
 
+/// libtorrent binds a UDP socket beside every TCP listener, whether uTP is on or not. Connects it
+/// to a port of its own address at which nobody is: from then on no datagram reaches it.
+void silence_udp(std::uint16_t port);
+
 /// Payload bytes of one torrent since it was added.
 struct Traffic {
     std::atomic<std::int64_t> downloaded{0};

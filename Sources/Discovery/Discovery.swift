@@ -22,6 +22,10 @@ public enum DiscoveryEvent: Hashable, Sendable {
     case announced
     /// A node is new or says something else than before, other volumes' nodes included.
     case found(Advertisement)
+    /// This node's own id is announced: by itself, or by one that runs on a copy of its disk.
+    case twin(Advertisement)
+    /// Somebody else has the name that this node's id gives: it takes another one.
+    case nameTaken
     /// Nobody announces this node any more.
     case lost(node: String)
     /// No mDNS for now, with the reason; tried again every 30 s without further events.
@@ -75,7 +79,7 @@ public final class Discovery: Sendable {
             ServiceText.isVolume(configuration.volume) && ServiceText.isNode(configuration.node)
                 && ServiceText.isAuthority(configuration.authority) && configuration.port != 0)
         self.configuration = configuration
-        shared = DiscoveryState(onEvent: onEvent)
+        shared = DiscoveryState(own: configuration.node, onEvent: onEvent)
     }
 
     deinit { stop() }
@@ -158,20 +162,24 @@ private final class Start: Sendable {
 
 /// What the thread and its owner share.
 final class DiscoveryState: Sendable {
+    private let own: String
     private let onEvent: @Sendable (DiscoveryEvent) -> Void
     private let known = Mutex<[String: Advertisement]>([:])
     private let stopping = Atomic(false)
     /// Readable once the thread has to end; -1 when the process had no descriptor left.
     let stopDescriptor: CInt
 
-    init(onEvent: @escaping @Sendable (DiscoveryEvent) -> Void) {
+    init(own: String, onEvent: @escaping @Sendable (DiscoveryEvent) -> Void) {
+        self.own = own
         self.onEvent = onEvent
         stopDescriptor = eventfd(0, CInt(EFD_CLOEXEC | EFD_NONBLOCK))
     }
 
     deinit { if stopDescriptor >= 0 { close(stopDescriptor) } }
 
-    var advertisements: [Advertisement] { known.withLock { Array($0.values) } }
+    var advertisements: [Advertisement] {
+        known.withLock { $0.values.filter { $0.node != own } }
+    }
 
     var mustStop: Bool { stopping.load(ordering: .acquiring) }
 
@@ -197,9 +205,11 @@ final class DiscoveryState: Sendable {
             known = current
             return previous
         }
-        for node in previous.keys where current[node] == nil { send(.lost(node: node)) }
+        for node in previous.keys where current[node] == nil && node != own {
+            send(.lost(node: node))
+        }
         for (node, advertisement) in current where previous[node] != advertisement {
-            send(.found(advertisement))
+            send(node == own ? .twin(advertisement) : .found(advertisement))
         }
     }
 

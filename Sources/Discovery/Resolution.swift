@@ -109,8 +109,7 @@ extension Responder {
         switch event {
         case AVAHI_BROWSER_NEW:
             // A service is named after its node; `node #2` where the name was taken.
-            guard name != serviceName, name.utf8.count <= 63,
-                ServiceText.isNode(String(name.prefix(32)))
+            guard name.utf8.count <= 63, ServiceText.isNode(String(name.prefix(32)))
             else { return }
             if let known = resolutions[key] {
                 known.families.insert(source.family)
@@ -141,9 +140,7 @@ extension Responder {
         resolutionsChanged = false
         var byNode: [String: [Resolution]] = [:]
         for resolution in resolutions.values where !resolution.addresses.isEmpty {
-            guard let fields = resolution.fields, fields.node != configuration.node else {
-                continue
-            }
+            guard let fields = resolution.fields else { continue }
             byNode[fields.node, default: []].append(resolution)
         }
         var current: [String: Advertisement] = [:]

@@ -83,6 +83,7 @@ extension Responder {
     func rename() throws(ResponderError) {
         mustRename = false
         renames += 1
+        shared.send(.nameTaken)
         guard renames <= Self.renamesMax else {
             throw ResponderError("names \(hostLabel), \(serviceName)", AVAHI_ERR_COLLISION)
         }
@@ -90,9 +91,15 @@ extension Responder {
         published = [:]
         if let service { avahi_s_entry_group_free(service) }
         service = nil
+        let taken = serviceName
         hostLabel = Self.taken(avahi_alternative_host_name(hostLabel)) ?? hostLabel
         serviceName = Self.taken(avahi_alternative_service_name(serviceName)) ?? serviceName
         try publishAddresses()
+        // avahi-core has dropped the answer that told of the collision: ask again at once.
+        for resolution in resolutions.values where resolution.key.name == taken {
+            resolution.free()
+            resolution.start(server)
+        }
     }
 
     private static func taken(_ text: UnsafeMutablePointer<CChar>?) -> String? {

@@ -24,6 +24,22 @@ enum MountTable {
         return try current().last { $0.mountPoint == bytes }
     }
 
+    /// The mount that holds this path, and where it is mounted: of those at or above the path the
+    /// deepest, and of several at one place the topmost.
+    static func holding(_ path: FilePath) throws(Errno) -> (entry: MountEntry, point: FilePath)? {
+        var deepest: (entry: MountEntry, point: FilePath)?
+        for entry in try current() {
+            let point = FilePath(
+                platformString: entry.mountPoint.map { CChar(bitPattern: $0) } + [0])
+            guard path.starts(with: point) else { continue }
+            if let known = deepest, known.point.components.count > point.components.count {
+                continue
+            }
+            deepest = (entry, point)
+        }
+        return deepest
+    }
+
     /// `36 35 98:0 /root /point options [optional...] - type source options`.
     static func parse(_ table: [UInt8]) -> [MountEntry] {
         table.split(separator: UInt8(ascii: "\n")).compactMap { line in

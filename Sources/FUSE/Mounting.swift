@@ -244,6 +244,21 @@ public enum Mounting {
         return true
     }
 
+    /// The mount point of the FUSE mount of this subtype that `path` lies in, by the mount table
+    /// alone; nil when it lies on anything else.
+    ///
+    /// - Parameter path: absolute and without links.
+    public static func mountPoint(
+        holding path: FilePath, subtype: String
+    ) throws(MountError) -> FilePath? {
+        do throws(Errno) {
+            guard let (entry, point) = try MountTable.holding(path),
+                entry.type.elementsEqual("fuse.\(subtype)".utf8)
+            else { return nil }
+            return point
+        } catch { throw MountError(.system, path, errno: error) }
+    }
+
     private static func fuseMount(at path: FilePath) throws(MountError) -> MountEntry? {
         try mountEntry(at: path).flatMap { isFUSE($0) ? $0 : nil }
     }

@@ -293,6 +293,7 @@ extension VolumeFileSystem {
             vnode.locked { supersede(vnode) }
             throw Errno.staleNFSFileHandle
         }
+        // Waits on a thread of the preparation queue, which is there for that.
         let done = DispatchSemaphore(value: 0)
         remote.letGo(of: extent) { done.signal() }
         if done.wait(timeout: .now() + Self.letGoSeconds) == .timedOut {

@@ -18,6 +18,7 @@ final class Membership: Sendable {
     private let isNew: Bool
     /// Authorities that serve this id nearby, and one address of each; at most 64.
     private let authorities = Mutex<[String: String]>([:])
+    private let twin = Atomic(false)
 
     init(_ configuration: Configuration, root: RootDirectory) throws {
         ring = KeyRing(directory: FilePath(configuration.configurationDirectory))
@@ -70,6 +71,10 @@ final class Membership: Sendable {
     func seen(_ authority: String, _ address: String) {
         authorities.withLock { if $0.count < 64 { $0[authority] = address } }
     }
+
+    /// Somebody has the name that our node id gives.
+    func noteTwin() { twin.store(true, ordering: .relaxed) }
+    var hasTwin: Bool { twin.load(ordering: .relaxed) }
 
     /// An authority other than ours that serves this id, and an address.
     var foreign: (authority: String, address: String)? {

@@ -23,6 +23,10 @@ public final class Node: Sendable {
     static let joinTimeout = Duration.seconds(10)
     /// How long `--create` looks for peers that serve the id already.
     static let createProbe = Duration.milliseconds(1500)
+    /// How long a start looks for a node that runs under the same id elsewhere: for a sign of it,
+    /// and where there is one until that node is met.
+    static let copyProbe = Duration.milliseconds(700)
+    static let copyProbeMax = Duration.seconds(5)
     static let readerThreads = 4
     static let stopTimeout: TimeInterval = 60
 
@@ -130,16 +134,19 @@ public final class Node: Sendable {
                 port: UInt16(mesh.port), machine: membership.machine)
         ) { event in
             switch event {
-            case .found(let advertisement):
-                guard advertisement.volume == configuration.volume, advertisement.node != own
-                else { return }
-                membership.seen(advertisement.authority, advertisement.addresses.first ?? "?")
+            case .found(let advertisement), .twin(let advertisement):
+                guard advertisement.volume == configuration.volume else { return }
+                if case .found = event {
+                    membership.seen(
+                        advertisement.authority, advertisement.addresses.first ?? "?")
+                }
                 guard advertisement.authority == ca16 else { return }
                 for address in advertisement.addresses {
                     guard let endpoint = Endpoint(host: address, port: Int(advertisement.port))
                     else { continue }
                     mesh.addCandidate(endpoint, source: .discovered)
                 }
+            case .nameTaken: membership.noteTwin()
             case .lost: break
             default: logger.info("discovery: \(event)")
             }
@@ -349,7 +356,7 @@ public final class Node: Sendable {
             sharesBlocks: facts.supportsReflink,
             changed: { [timeline] in timeline.changed() })
         do {
-            var mounting = MountOptions(source: root.string, subtype: "delugefs")
+            var mounting = MountOptions(source: root.string, subtype: RootDirectory.mountSubtype)
             mounting.allowOther = geteuid() == 0 || configuration.allowOther
             mounting.allowsPrivileged = configuration.honourSetID
             let channel = try Mounting.mount(at: path, options: mounting)

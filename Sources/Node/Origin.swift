@@ -18,12 +18,34 @@ enum Origin {
         _ configuration: Configuration, _ root: RootDirectory, _ membership: Membership,
         _ mesh: Mesh
     ) async throws -> Origin {
-        if case .node = root.content { return .root }
+        if case .node = root.content {
+            try await refuseCopy(root.path, configuration, membership, mesh)
+            return .root
+        }
         if configuration.create {
             try await refuseServed(configuration, membership, mesh)
             return .newVolume
         }
         return .peer(try await member(configuration, membership, mesh))
+    }
+
+    /// A root that was copied while its node runs elsewhere: both would speak in one node's name.
+    private static func refuseCopy(
+        _ root: FilePath, _ configuration: Configuration, _ membership: Membership,
+        _ mesh: Mesh
+    ) async throws {
+        guard configuration.discovery || !configuration.peers.isEmpty else { return }
+        let start = ContinuousClock.now
+        while ContinuousClock.now - start
+            < (membership.hasTwin ? Node.copyProbeMax : Node.copyProbe)
+        {
+            if let problem = mesh.problems.first(where: {
+                $0.code == .copiedRoot && $0.subject == "\(mesh.node)"
+            }) {
+                throw NodeError("\(root) is a copy: \(problem.text).")
+            }
+            try await Task.sleep(for: .milliseconds(50))
+        }
     }
 
     private static func refuseServed(

@@ -13,6 +13,8 @@ struct RootDirectory {
         case node(VolumeFile)
     }
 
+    static let mountSubtype = "delugefs"
+
     let path: FilePath
     let content: Content
 
@@ -20,6 +22,13 @@ struct RootDirectory {
     init(_ configuration: Configuration, known: KnownRoots) throws {
         let path = try Self.absolute(configuration.root)
         self.path = path
+        let mount = try Mounting.mountPoint(holding: path, subtype: Self.mountSubtype)
+        // A node that waits for a mount of its own kind may wait for itself.
+        if let mount {
+            throw NodeError(
+                "The root \(path) lies inside the mount \(mount) of a node. Give a directory on a disk of this machine."
+            )
+        }
         let recorded = try known.record(root: path.string)
         guard Self.isDirectory(path) else {
             if let recorded, !configuration.newNode { throw Self.notMounted(recorded, path) }

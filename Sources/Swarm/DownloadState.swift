@@ -31,7 +31,8 @@ struct DownloadState {
         let body: @Sendable (Result<Void, SwarmError>) -> Void
     }
 
-    /// Bytes flowing for other ranges extend a waiter's patience, but only this many times over.
+    /// Bytes flowing for other ranges extend a waiter's patience, but only this many times over;
+    /// and so many times shorter it is where nothing flows any more.
     static let patienceFactor = 6
     static let waitersMax = 4096
     static let sourcesMax = 64
@@ -182,13 +183,15 @@ struct DownloadState {
         self.traffic = traffic
     }
 
-    /// The waiters whose patience has ended.
+    /// The waiters whose patience has ended. Who comes when nothing has moved for long already
+    /// waits a fraction of it: the kernel asks again for what failed, one part after the other.
     mutating func removeImpatient(now: ContinuousClock.Instant) -> [Waiter] {
         var impatient: [Waiter] = []
         for (id, waiter) in waiters {
             guard let timeout = waiter.timeout else { continue }
-            let idle = now - max(waiter.start, lastProgress)
-            if idle > timeout || now - waiter.lastPiece > timeout * Self.patienceFactor {
+            let isStarved =
+                now - lastProgress > timeout && now - waiter.start > timeout / Self.patienceFactor
+            if isStarved || now - waiter.lastPiece > timeout * Self.patienceFactor {
                 waiters[id] = nil
                 impatient.append(waiter)
             }

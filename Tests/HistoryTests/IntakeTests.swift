@@ -106,7 +106,7 @@ func read(_ path: FilePath) throws -> [UInt8] {
         }
         #expect(refusal(pack + [0], [head]) == .malformed)
         #expect(refusal(pack, []) == .malformed)
-        for _ in 0..<25 {
+        for round in 0..<25 {
             var changed = pack
             let bit = Int.random(in: 0..<pack.count * 8, using: &random)
             changed[bit / 8] ^= 1 << UInt8(bit % 8)
@@ -115,7 +115,7 @@ func read(_ path: FilePath) throws -> [UInt8] {
             // With the checksum made good it must still not get in as what it is not. A few bits,
             // such as the filling after a compressed object, say nothing.
             try sign(&changed)
-            let target = try scratch.repository("\(bit).git")
+            let target = try scratch.repository("\(round).git")
             try target.receive(
                 pack: #require(try history.pack(wanted: [base], have: [])), heads: [base])
             if code({ try target.receive(pack: changed, heads: [head]) }) == nil {
