@@ -28,7 +28,7 @@ enum Schema {
         }
     }
 
-    private static let migrations = [namespace + contents + history]
+    private static let migrations = [namespace + contents + history, unreferenced]
 
     private static let namespace = """
         CREATE TABLE inode(
@@ -135,5 +135,23 @@ enum Schema {
             PRIMARY KEY(directory, name)
         ) WITHOUT ROWID;
         CREATE TABLE dirty_record(id INTEGER PRIMARY KEY, version INTEGER NOT NULL);
+        """
+
+    /// Kept by triggers: whatever gives up or takes up content keeps it right.
+    private static let unreferenced = """
+        CREATE TABLE unreferenced(
+            content INTEGER PRIMARY KEY,
+            since INTEGER NOT NULL,           -- ms; 0: not noticed by the collector yet
+            head BLOB                         -- a commit in whose tree no file has it
+        );
+        INSERT INTO unreferenced SELECT number, 0, NULL FROM content c WHERE state > 0
+            AND NOT EXISTS(SELECT 1 FROM extent e WHERE e.content = c.number);
+        CREATE TRIGGER extent_gone AFTER DELETE ON extent BEGIN
+            INSERT OR IGNORE INTO unreferenced SELECT OLD.content, 0, NULL
+                WHERE NOT EXISTS(SELECT 1 FROM extent e WHERE e.content = OLD.content);
+        END;
+        CREATE TRIGGER extent_made AFTER INSERT ON extent BEGIN
+            DELETE FROM unreferenced WHERE content = NEW.content;
+        END;
         """
 }

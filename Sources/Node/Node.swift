@@ -51,6 +51,7 @@ public final class Node: Sendable {
     let authority: VolumeAuthority
     let capacityBytes: UInt64
     let space: SpaceGuard
+    let collector: Collector
 
     struct Running {
         var discovery: Discovery?
@@ -58,6 +59,7 @@ public final class Node: Sendable {
         var mount: (path: FilePath, madeByUs: Bool, session: Session, fileSystem: VolumeFileSystem)?
         var replication: Task<Void, Never>?
         var housekeeping: Task<Void, Never>?
+        var collection: Task<Void, Never>?
         var state = "starting"
         /// Since when each problem has been there, by code; milliseconds since 1970.
         var problemsSince: [String: Int64] = [:]
@@ -202,6 +204,12 @@ public final class Node: Sendable {
             catalog: catalog, store: store, swarm: swarm, mesh: mesh, logger: logger,
             arrived: { extent, state in link.node?.arrived(extent, state) },
             gaveUp: { extent in link.node?.gaveUp(extent) })
+        collector = Collector(
+            catalog: catalog, store: store, history: history, mesh: mesh, exchange: exchange,
+            node: identity.node, diskBytes: facts.capacityBytes, logger: logger,
+            surroundings: Collector.Surroundings(
+                isFull: { [space] in space.isFull },
+                log: { entries in try logs.append(entries) { mesh.pokeAll() } }))
         gossip = Gossip(
             mesh: mesh, timeline: timeline, logger: logger)
         let (copies, machine, capacity) = (joined.copies, file.machine, capacityBytes)
@@ -306,11 +314,13 @@ public final class Node: Sendable {
         do {
             if let (path, isMissing) = mountPoint { try mount(path, isMissing) }
             let replication = Task { [replicator] in await replicator.run() }
+            let collection = Task { [collector] in await collector.run() }
             let housekeeping = Task { [weak self] in await self?.keepHouse() ?? () }
             // At once: a failure from here on has to find and end them.
             running.withLock {
                 $0.replication = replication
                 $0.housekeeping = housekeeping
+                $0.collection = collection
             }
             let control = try await ControlServer.start(
                 root: root, threads: threads, bodyLimit: { _, _ in 1 << 20 },
@@ -405,6 +415,7 @@ public final class Node: Sendable {
         space.stop()
         parts.replication?.cancel()
         parts.housekeeping?.cancel()
+        parts.collection?.cancel()
         if let mount = parts.mount {
             try? await Blocking.alone {
                 try? Mounting.unmountAtAnyRate(at: mount.path)

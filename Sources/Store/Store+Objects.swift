@@ -4,6 +4,11 @@ import Synchronization
 public import SystemPackage
 public import Volume
 
+/// The file of an object that has lost its name.
+public struct WithdrawnObject: Sendable {
+    let name: String
+}
+
 extension Store {
     func layerName(_ root: ContentRoot) -> String { "\(root).layer" }
 
@@ -79,6 +84,23 @@ extension Store {
             _ = try? temporaries.remove(new.name)
             throw error
         }
+    }
+
+    /// Takes the object's name away at once; its bytes go with `removeWithdrawn`. Whoever has it
+    /// open keeps it. What a crash leaves between is removed by the next start.
+    ///
+    /// - Returns: nil when it was not here.
+    public func withdrawObject(_ root: ContentRoot) throws(StoreError) -> WithdrawnObject? {
+        let directory = try fanOut(root)
+        _ = try directory.remove(layerName(root))
+        guard try directory.status("\(root)") != nil else { return nil }
+        let name = try temporary().name
+        try directory.rename("\(root)", to: temporaries, name)
+        return WithdrawnObject(name: name)
+    }
+
+    public func removeWithdrawn(_ object: WithdrawnObject) throws(StoreError) {
+        try temporaries.remove(object.name)
     }
 
     /// Removes object and layer, durably. Whoever has it open keeps it.

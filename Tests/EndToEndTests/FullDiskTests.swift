@@ -83,6 +83,7 @@ extension EndToEnd {
                     }
                     return true
                 }
+                try await c.sees("file")
                 #expect(try await c.sha256("file") == Shell.sha256(source), "It is still readable.")
                 try await c.sh("echo fits >fits; cat fits").succeeded()
             }

@@ -1,0 +1,166 @@
+import Catalog
+import History
+import Logging
+import Mesh
+import Mount
+import Store
+import Synchronization
+import SystemPackage
+import Volume
+
+/// Gives back the room of content that no file has any more: after the retention, or, oldest
+/// first, when the disk needs room.
+///
+/// **Invariant:** content goes only when every node of the volume is known to have a state without
+/// it: a node that does not know of the removal yet could bring the file back. A node that was not
+/// heard of for `forgottenAfter` does not count.
+///
+/// Order, so that a crash at any step leaves either the object or a node that says it has none: the
+/// row is marked, the loss is logged, both durable; the name goes in one step with the row, and last
+/// the bytes.
+final class Collector: Sendable {
+    static let interval = Duration.seconds(1)
+    /// Between rounds while there is room.
+    static let roundsPerLook = 60
+    /// How long old content is kept while there is room.
+    static let retentionMilliseconds: UInt64 = 30 * 24 * 3600 * 1000
+    /// What no file ever had may be a copy whose commit is still on its way here.
+    static let strayMilliseconds: UInt64 = 3600 * 1000
+    static let forgottenAfterMilliseconds: UInt64 = 90 * 24 * 3600 * 1000
+    static let batchMax = 64
+    /// Room that is made ahead of writers: a twentieth of the disk, or so much if that is more; of
+    /// a small disk a tenth.
+    static let headroomBytes: UInt64 = 4 << 30
+
+    struct Surroundings: Sendable {
+        /// The disk is so full that writers are refused.
+        var isFull: @Sendable () -> Bool
+        var log: @Sendable ([Volume.HolderLogEntry]) throws -> Void
+    }
+
+    private let catalog: Catalog
+    private let store: Store
+    private let history: History
+    private let mesh: Mesh
+    private let exchange: ContentExchange
+    private let node: NodeID
+    private let logger: Logger
+    private let surroundings: Surroundings
+    private let headroom: UInt64
+
+    init(
+        catalog: Catalog, store: Store, history: History, mesh: Mesh, exchange: ContentExchange,
+        node: NodeID, diskBytes: UInt64, logger: Logger, surroundings: Surroundings
+    ) {
+        self.catalog = catalog
+        self.store = store
+        self.history = history
+        self.mesh = mesh
+        self.exchange = exchange
+        self.node = node
+        self.logger = logger
+        self.surroundings = surroundings
+        headroom = max(diskBytes / 20, min(Self.headroomBytes, diskBytes / 10))
+    }
+
+    func run() async {
+        var round = 0
+        while !Task.isCancelled {
+            do {
+                let needsRoom = try await Blocking.run { [self] in try lacksRoom() }
+                if needsRoom || round % Self.roundsPerLook == 0 {
+                    try await collect(needingRoom: needsRoom)
+                }
+            } catch { logger.error("collecting old content: \(error)") }
+            round += 1
+            try? await Task.sleep(for: Self.interval)
+        }
+    }
+
+    private func lacksRoom() throws -> Bool {
+        if surroundings.isFull() { return true }
+        return try store.freeBytes() < headroom
+    }
+
+    private func collect(needingRoom: Bool) async throws {
+        let now = Monotonic.wallMilliseconds
+        let found = try await Blocking.run { [catalog] in
+            try catalog.perform { try $0.noteStrays(olderThan: now - Self.strayMilliseconds) }
+            if try catalog.read({ try $0.hasUnnoted() }) {
+                try catalog.perform { try $0.noteUnreferenced(at: now) }
+            }
+            return try catalog.read { try $0.unreferenced(limit: Self.batchMax) }
+        }
+        var needsRoom = needingRoom
+        for old in found where needsRoom || now - old.since >= Self.retentionMilliseconds {
+            guard let head = old.head, try await everybodyHas(head) else { continue }
+            try await drop(old.extent)
+            if needsRoom { needsRoom = try await Blocking.run { [self] in try lacksRoom() } }
+        }
+    }
+
+    /// Whether every node's last known state has this commit in its ancestry.
+    private func everybodyHas(_ commit: ObjectID) async throws -> Bool {
+        let online = Dictionary(
+            mesh.peers.filter(\.isOnline).map { ($0.node, $0.hello.announced) },
+            uniquingKeysWith: { first, _ in first })
+        return try await Blocking.run { [catalog, history, node] in
+            let now = Monotonic.wallMilliseconds
+            for entry in try catalog.read({ try $0.nodes() })
+            where entry.id != node && entry.description != nil {
+                let isForgotten =
+                    online[entry.id] == nil
+                    && entry.seen.map { now > $0 + Self.forgottenAfterMilliseconds } ?? false
+                if isForgotten { continue }
+                var heads = online[entry.id] ?? []
+                if let head = try history.reference("refs/peers/\(entry.id)") {
+                    heads.append(head)
+                }
+                let graph = history.graph
+                let knows = try heads.contains { head in
+                    guard graph.contains(head) else { return false }
+                    return try head == commit || graph.isAncestor(commit, of: head)
+                }
+                if !knows { return false }
+            }
+            return true
+        }
+    }
+
+    private func drop(_ extent: Extent) async throws {
+        let isMarked = try await Blocking.run { [catalog, surroundings] in
+            guard
+                try catalog.perform({
+                    try $0.beginDropping(extent, at: Monotonic.wallMilliseconds)
+                })
+            else { return false }
+            try surroundings.log([.lost(extent)])
+            try catalog.flush()
+            return true
+        }
+        guard isMarked else { return }
+        // Nobody new is served what is marked; who reads it already may end.
+        await withCheckedContinuation { done in exchange.letGo(of: extent) { done.resume() } }
+        try await Blocking.run { [catalog, store, surroundings] in
+            // One step with the row: who publishes the same bytes looks for the object in one, too.
+            let (isGone, withdrawn) = try catalog.perform { tx in
+                let now = Monotonic.wallMilliseconds
+                guard try tx.content(extent.root)?.state == .dropping,
+                    try tx.beginDropping(extent, at: now)
+                else { return (false, WithdrawnObject?.none) }
+                let object = try store.withdrawObject(extent.root)
+                try tx.setContentState(extent, .absent, at: now)
+                return (true, object)
+            }
+            guard isGone else {
+                // A file has it again.
+                if try catalog.read({ try $0.content(extent.root)?.state }) == .stored {
+                    try surroundings.log([.stored(extent)])
+                }
+                return
+            }
+            if let withdrawn { try store.removeWithdrawn(withdrawn) }
+        }
+        logger.debug("gave up \(extent.root), \(extent.length) bytes that no file has")
+    }
+}
