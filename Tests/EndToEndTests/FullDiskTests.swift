@@ -55,6 +55,49 @@ extension EndToEnd {
             return Int(outcome.line) ?? 0
         }
 
+        @Test("Removed content makes room for new, but not before every node knows of the removal")
+        func collection() async throws {
+            try await Workshop.open { workshop in
+                let network = try await Network(workshop)
+                let (one, two) = (try await network.host(), try await network.host())
+                let disk = try await Disk(workshop, "small", .ext4(megabytes: 1000))
+                let a = try NodeProcess("a", on: one, disk: disk)
+                let b = try NodeProcess("b", on: two)
+                try await a.create("--copies", "1")
+                try await b.join(a)
+                try await a.sh(
+                    "head -c 300M /dev/urandom >old; head -c 100M /dev/urandom >kept; sha256sum kept >sum",
+                    timeout: Bounds.transfer
+                ).succeeded()
+                try await a.settle()
+                try await b.sees("old")
+                try await b.stop()
+                try await a.sh("rm old").succeeded()
+                try await a.settle()
+                try await one.sh(
+                    "cd \"$1\"; fallocate -l $(($(df --output=avail -B1M . | tail -1) - 60))M filler",
+                    disk.path
+                ).succeeded()
+                // Several rounds of the collector.
+                try await Task.sleep(for: .seconds(5))
+                let bytes = try await one.sh(
+                    "find \"$1\"/objects -type f -size +1M -printf '%s\n' | awk '{sum += $1} END {print sum}'",
+                    a.root
+                ).succeeded()
+                #expect(bytes.line == "\(400 << 20)", "Both are there while b knows of both.")
+                try await b.start()
+                try await eventually("the removed file's room is free", within: Bounds.replicated) {
+                    let free = try await one.sh(
+                        "df --output=avail -B1M \"$1\" | tail -1", disk.path)
+                    return Int(free.line.filter(\.isNumber)) ?? 0 > 300
+                }
+                try await a.sh("sha256sum --quiet -c sum; test ! -e old").succeeded()
+                try await a.stop()
+                try await a.start()
+                try await a.sh("sha256sum --quiet -c sum").succeeded()
+            }
+        }
+
         @Test("A full node refuses a clone and another one takes it")
         func cloneElsewhere() async throws {
             try await Workshop.open { workshop in
