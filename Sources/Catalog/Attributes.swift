@@ -61,6 +61,7 @@ extension Transaction {
             if inode.ownerStamp == stamp, !inode.isDirectory { mode = Self.withoutSetID(mode) }
             mode = (change.mode ?? mode) & 0o7777
             if change.mode != nil || mode != inode.mode { inode.modeStamp = stamp }
+            if mode & 0o777 != inode.mode & 0o777 { try changeList(of: ino, to: mode, stamp) }
             inode.mode = mode
             if let modified = change.modified {
                 inode.modified = modified

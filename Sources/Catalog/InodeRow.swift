@@ -92,13 +92,18 @@ public struct NewInode: Sendable {
     /// Permission bits after the umask.
     public var mode: UInt16
     public var owner: Owner
+    /// Taken from the mode, unless the directory has a default access control list.
+    public var umask: UInt16
     /// A file that is created open: its staging file.
     public var staging: String?
 
-    public init(body: Body, mode: UInt16, owner: Owner, staging: String? = nil) {
+    public init(
+        body: Body, mode: UInt16, owner: Owner, umask: UInt16 = 0, staging: String? = nil
+    ) {
         self.body = body
         self.mode = mode
         self.owner = owner
+        self.umask = umask
         self.staging = staging
     }
 }

@@ -53,6 +53,7 @@ extension Transaction {
             new.owner.gid = directory.owner.gid
             if new.body == .directory { new.mode |= 0o2000 }
         }
+        let inherited = try inherit(from: parent, &new)
         if new.body == .directory, try ancestors(of: parent).count > Limits.directoryDepthMax {
             throw .fileNameTooLong
         }
@@ -62,6 +63,7 @@ extension Transaction {
         inode.linkCount = inode.isDirectory ? 2 : 1
         if inode.isDirectory { inode.parent = parent }
         try insert(inode, new)
+        for (name, list) in inherited { try writeXattr(inode.ino, name, Stamped(list, stamp)) }
         try insertEntry(directory, name, inode.ino, nextLinkID(), stamp, cookie: try cookie())
         try entriesChanged(directory, links: inode.isDirectory ? 1 : 0, stamp, now)
         try markDirty(inode.id)
@@ -77,9 +79,12 @@ extension Transaction {
         guard new.body != .directory else { throw .isDirectory }
         var new = new
         if directory.mode & 0o2000 != 0 { new.owner.gid = directory.owner.gid }
+        let inherited = try inherit(from: parent, &new)
+        let stamp = try stamp()
         let inode = newInode(
-            InodeNumber(rawValue: try nextIdentity()), new, stamp: try stamp(), now: now)
+            InodeNumber(rawValue: try nextIdentity()), new, stamp: stamp, now: now)
         try insert(inode, new)
+        for (name, list) in inherited { try writeXattr(inode.ino, name, Stamped(list, stamp)) }
         return inode
     }
 

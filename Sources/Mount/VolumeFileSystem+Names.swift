@@ -32,7 +32,7 @@ extension VolumeFileSystem {
         _ request: RequestHeader, name: [UInt8], mode: UInt32, umask: UInt32,
         reply: consuming Reply
     ) {
-        make(request, name, .directory, mode: mode, reply)
+        make(request, name, .directory, mode: mode, umask: umask, reply)
     }
 
     public func mknod(
@@ -51,7 +51,7 @@ extension VolumeFileSystem {
             reply.error(.invalidArgument)
             return
         }
-        make(request, name, body, mode: mode, reply)
+        make(request, name, body, mode: mode, umask: umask, reply)
     }
 
     public func symlink(
@@ -61,17 +61,19 @@ extension VolumeFileSystem {
             reply.error(.fileNameTooLong)
             return
         }
-        make(request, name, .symlink(target), mode: 0o777, reply)
+        make(request, name, .symlink(target), mode: 0o777, umask: 0, reply)
     }
 
     private func make(
-        _ request: RequestHeader, _ name: [UInt8], _ body: Body, mode: UInt32,
+        _ request: RequestHeader, _ name: [UInt8], _ body: Body, mode: UInt32, umask: UInt32,
         _ reply: consuming Reply
     ) {
         do throws(Errno) {
             let directory = try vnode(request)
             let name = try mutableName(name, in: directory)
-            let new = NewInode(body: body, mode: UInt16(mode & 0o7777), owner: stored(request))
+            let new = NewInode(
+                body: body, mode: UInt16(mode & 0o7777), owner: stored(request),
+                umask: UInt16(umask & 0o777))
             let inode = try performMaking("create") { tx throws(Errno) in
                 try tx.create(directory.ino, name, new, now: .now)
             }

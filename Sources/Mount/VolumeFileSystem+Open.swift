@@ -81,7 +81,7 @@ extension VolumeFileSystem {
         do throws(Errno) {
             let directory = try vnode(request)
             let name = try mutableName(name, in: directory)
-            let new = newFile(mode, stored(request))
+            let new = newFile(mode, umask, stored(request))
             let (inode, staged): (Inode, StagedFile)
             do throws(Errno) {
                 (inode, staged) = try createStaged { tx throws(Errno) in
@@ -101,7 +101,7 @@ extension VolumeFileSystem {
     ) {
         do throws(Errno) {
             let directory = try vnode(request)
-            let new = newFile(mode, stored(request))
+            let new = newFile(mode, umask, stored(request))
             let (inode, staged) = try createStaged { tx throws(Errno) in
                 try tx.createUnlinked(in: directory.ino, new, now: .now)
             }
@@ -109,8 +109,10 @@ extension VolumeFileSystem {
         } catch { reply.error(error) }
     }
 
-    private func newFile(_ mode: UInt32, _ owner: Owner) -> NewInode {
-        NewInode(body: .file(.empty), mode: UInt16(mode & 0o7777), owner: owner)
+    private func newFile(_ mode: UInt32, _ umask: UInt32, _ owner: Owner) -> NewInode {
+        NewInode(
+            body: .file(.empty), mode: UInt16(mode & 0o7777), owner: owner,
+            umask: UInt16(umask & 0o777))
     }
 
     /// Row and staging file come into being together: the file is made inside the operation.

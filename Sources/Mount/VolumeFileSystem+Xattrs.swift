@@ -6,14 +6,13 @@ import Volume
 extension VolumeFileSystem {
     /// `user.delugefs.` names say what the volume knows of a file; they are not stored.
     private static let derivedPrefix = Array("user.delugefs.".utf8)
-    /// Not offered yet: the kernel is told so, and programs go on without.
-    private static let aclPrefix = Array("system.posix_acl_".utf8)
+
+    private static let accessControlPrefix = Array("system.posix_acl_".utf8)
 
     public func getxattr(
         _ request: RequestHeader, name: [UInt8], capacity: Int, reply: consuming Reply
     ) {
         do throws(Errno) {
-            guard !name.starts(with: Self.aclPrefix) else { throw .notSupported }
             guard !virtual.has(request.nodeid) else { throw .noData }
             let vnode = try vnode(request)
             if let value = try derivedXattr(vnode.ino, name) {
@@ -53,7 +52,15 @@ extension VolumeFileSystem {
             let mode: XattrMode =
                 flags.contains(.create) ? .create : flags.contains(.replace) ? .replace : .set
             _ = try performMaking("setxattr") { tx throws(Errno) in
-                try tx.setXattr(vnode.ino, name, value, mode, now: .now)
+                switch name {
+                case AccessControlList.accessName:
+                    try tx.setAccessList(
+                        vnode.ino, value, killsSetGroupID: flags.contains(.killSetGroupID),
+                        now: .now)
+                case AccessControlList.defaultName:
+                    try tx.setDefaultList(vnode.ino, value, now: .now)
+                default: _ = try tx.setXattr(vnode.ino, name, value, mode, now: .now)
+                }
             }
             if name == Self.capabilityName {
                 vnode.locked { _ = vnode.state.privileges.insert(.capability) }
@@ -67,8 +74,12 @@ extension VolumeFileSystem {
         do throws(Errno) {
             let vnode = try vnode(request)
             try checkWritable(name, vnode.ino)
-            _ = try perform("removexattr") { tx throws(Errno) in
-                try tx.removeXattr(vnode.ino, name, now: .now)
+            do throws(Errno) {
+                _ = try perform("removexattr") { tx throws(Errno) in
+                    try tx.removeXattr(vnode.ino, name, now: .now)
+                }
+            } catch .noData where name.starts(with: Self.accessControlPrefix) {
+                // No list is what was wanted.
             }
             changed()
             reply.empty()
@@ -81,7 +92,6 @@ extension VolumeFileSystem {
     ]
 
     private func checkWritable(_ name: [UInt8], _ ino: InodeNumber) throws(Errno) {
-        guard !name.starts(with: Self.aclPrefix) else { throw .notSupported }
         guard name.starts(with: Self.derivedPrefix) else { return }
         guard Self.policyNames.contains(name) else { throw .notPermitted }
         let isDirectory = try query("setxattr") { reader throws(Errno) in

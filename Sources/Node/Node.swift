@@ -372,6 +372,7 @@ public final class Node: Sendable {
             let channel = try Mounting.mount(at: path, options: mounting)
             var sessionOptions = SessionOptions()
             sessionOptions.passthrough = options.passthrough
+            sessionOptions.posixACL = true
             sessionOptions.report = { [logger] in logger.warning("fuse: \($0)") }
             let session = try Session(
                 fileSystem: fileSystem, channel: channel, options: sessionOptions)
