@@ -215,11 +215,12 @@ public final class Node: Sendable {
         let (copies, machine, capacity) = (joined.copies, file.machine, capacityBytes)
         let grace = configuration.graceSeconds
         replicator = Replicator(
-            catalog: catalog, mesh: mesh, node: identity.node, logger: logger
-        ) {
-            Replicator.Options(
-                copies: copies, machine: machine, capacity: capacity, graceSeconds: grace)
-        }
+            catalog: catalog, mesh: mesh, node: identity.node, logger: logger,
+            options: {
+                Replicator.Options(
+                    copies: copies, machine: machine, capacity: capacity, graceSeconds: grace)
+            },
+            promote: { extent in try link.node?.promote(extent) })
         publisher = Publisher(catalog: catalog, store: store, logger: logger) { extents in
             link.node?.published(extents)
         }
