@@ -137,7 +137,7 @@ final class HolderLogs: Sendable {
 
     /// A peer knows more of this node's log than the node, or something else: the root was restored
     /// or copied. It begins a new epoch with what is here, which replaces all earlier ones.
-    private func beginEpoch(
+    func beginEpoch(
         overtakenBy theirs: HolderLogHead, told: @escaping @Sendable () -> Void
     ) throws {
         let head: HolderLogPosition? = try position.withLock { position in

@@ -80,12 +80,12 @@ struct RepairPlan {
     mutating func surveyed(_ found: [Int64: Holding], at now: Instant) {
         surveyed = now
         mustSurvey = false
-        for number in lacking.keys where found[number] == nil { update(number, nil) }
-        for (number, holding) in found { update(number, holding) }
+        for number in lacking.keys where found[number] == nil { update(number, nil, at: now) }
+        for (number, holding) in found { update(number, holding, at: now) }
     }
 
     /// What is known of one content now; nil: nothing is lacking, or it is gone.
-    mutating func update(_ number: Int64, _ holding: Holding?) {
+    mutating func update(_ number: Int64, _ holding: Holding?, at now: Instant) {
         let holders = Dictionary(
             (holding?.holders ?? []).filter { nodes[$0.node] != nil }.map { ($0.node, $0.state) }
         ) { first, _ in first }
@@ -103,7 +103,7 @@ struct RepairPlan {
         }
         lacking[number] = Lack(
             number: number, extent: holding.extent, holders: holders,
-            since: lacking[number]?.since ?? .now)
+            since: lacking[number]?.since ?? now)
     }
 
     private func isLacking(_ holders: [NodeID: HolderState]) -> Bool {

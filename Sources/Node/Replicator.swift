@@ -153,6 +153,7 @@ final class Replicator: Sendable {
 
     /// Brings the plan up to date.
     private func look(_ plan: inout RepairPlan) async throws {
+        let now = ContinuousClock.now
         let changes = catalog.takeContentChanges()
         if changes == .all { plan.mustSurvey = true }
         if case .these(let numbers) = changes {
@@ -164,10 +165,9 @@ final class Replicator: Sendable {
                         try part.map { ($0, try reader.holding($0)) }
                     }
                 }
-                for (number, holding) in holdings { plan.update(number, holding) }
+                for (number, holding) in holdings { plan.update(number, holding, at: now) }
             }
         }
-        let now = ContinuousClock.now
         if plan.isSurveyDue(now) { try await survey(&plan, now) }
     }
 
