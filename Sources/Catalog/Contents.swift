@@ -74,17 +74,6 @@ extension Reader {
             """, root, limit
         ) { row in InodeNumber(rawValue: row.uint64(0)) }
     }
-
-    /// Bytes of complete content here that no file has.
-    public func unreferencedBytes() throws(Errno) -> UInt64 {
-        try connection.first(
-            """
-            SELECT coalesce(sum(length), 0) FROM content
-            WHERE state > 0 AND state IN (2, 3)
-            AND NOT EXISTS(SELECT 1 FROM extent e WHERE e.content = content.number)
-            """
-        ) { row in row.uint64(0) } ?? 0
-    }
 }
 
 /// The complete content on this disk.

@@ -268,10 +268,11 @@ final class Fetch: Sendable {
         while !state.withLock({ $0.stopping }) {
             do {
                 switch try await begin() {
-                case .object: return await complete()
+                // If it was just being removed, it is fetched after all.
+                case .object: if await complete() { return }
                 case .download(let download):
                     let end = try await attend(download, lastProgress)
-                    if end.isWhole { return await complete() }
+                    if end.isWhole, await complete() { return }
                     lastProgress = end.lastProgress
                     await abandon()
                     return await fail(.ioError)
@@ -473,7 +474,8 @@ final class Fetch: Sendable {
 
     // MARK: The end
 
-    private func complete() async {
+    /// - Returns: false when the object could not be kept.
+    private func complete() async -> Bool {
         do {
             var (shared, kind) = try await Blocking.run { [self] in
                 guard let file = try exchange.store.openObject(extent.root) else {
@@ -501,9 +503,10 @@ final class Fetch: Sendable {
             exchange.catalog.afterDurable { [store = exchange.store, root = extent.root] failure in
                 if failure == nil { try? store.removePartial(root) }
             }
+            return true
         } catch {
             exchange.logger.error("keeping \(extent.root): \(error)")
-            await fail(.ioError)
+            return false
         }
     }
 

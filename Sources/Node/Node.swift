@@ -209,7 +209,7 @@ public final class Node: Sendable {
             node: identity.node, diskBytes: facts.capacityBytes, logger: logger,
             surroundings: Collector.Surroundings(
                 isFull: { [space] in space.isFull },
-                log: { entries in try logs.append(entries) { mesh.pokeAll() } }))
+                note: { extent in try logs.note([extent]) { mesh.pokeAll() } }))
         gossip = Gossip(
             mesh: mesh, timeline: timeline, logger: logger)
         let (copies, machine, capacity) = (joined.copies, file.machine, capacityBytes)

@@ -220,7 +220,6 @@ struct ContentTests {
             }
             let found = try catalog.read { try $0.misstated(by: nodes[0]) }
             #expect(Set(found) == Set(extents[2...]))
-            #expect(try catalog.read { try $0.unreferencedBytes() } == 4 * 70_000)
         }
     }
 
