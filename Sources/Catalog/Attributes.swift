@@ -131,6 +131,10 @@ extension Transaction {
 
     func deleteBody(_ ino: InodeNumber) throws(Errno) {
         try connection.run("DELETE FROM body WHERE ino = ?", ino)
+        let contents = try connection.all("SELECT content FROM extent WHERE ino = ?", ino) { row in
+            row.int64(0)
+        }
+        for content in contents { changes.insert(content) }
         try connection.run("DELETE FROM extent WHERE ino = ?", ino)
     }
 
@@ -140,8 +144,9 @@ extension Transaction {
             if !data.isEmpty { try connection.run("INSERT INTO body VALUES(?, ?)", ino, data) }
         case .file(.extents(let extents)):
             for (position, extent) in extents.enumerated() {
-                try connection.run(
-                    "INSERT INTO extent VALUES(?, ?, ?)", ino, position, try number(of: extent))
+                let content = try number(of: extent)
+                try connection.run("INSERT INTO extent VALUES(?, ?, ?)", ino, position, content)
+                changes.insert(content)
             }
         default:
             break

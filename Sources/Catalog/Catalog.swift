@@ -149,6 +149,12 @@ public final class Catalog: Sendable {
     /// What is linked in the volume, without a query.
     public var counts: Counts { writer.counts }
 
+    /// What is complete on this disk, without a query.
+    public var local: LocalContent { writer.local }
+
+    /// Contents whose holders or references changed since this was called last.
+    public func takeContentChanges() -> ContentChanges { writer.takeContentChanges() }
+
     /// An inode number or link id that is not in use here. Throws EROFS once the catalog has failed.
     public func nextIdentity() throws -> UInt64 {
         try perform { try $0.nextIdentity() }

@@ -74,25 +74,63 @@ extension Reader {
             """, root, limit
         ) { row in InodeNumber(rawValue: row.uint64(0)) }
     }
+}
 
-    /// Number and bytes of the contents in that state.
-    public func total(_ state: ContentState) throws(Errno) -> (count: UInt64, bytes: UInt64) {
-        precondition(state != .absent, "only what is here is indexed")
-        return try connection.first(
-            """
-            SELECT count(*), coalesce(sum(length), 0) FROM content WHERE state = ? AND state > 0
-            """, Int(state.rawValue)
-        ) { row in (row.uint64(0), row.uint64(1)) } ?? (0, 0)
+/// The complete content on this disk.
+public struct LocalContent: Hashable, Sendable {
+    public struct Total: Hashable, Sendable {
+        public var count: UInt64 = 0
+        public var bytes: UInt64 = 0
+    }
+
+    public var stored = Total()
+    public var cached = Total()
+
+    public var count: UInt64 { stored.count + cached.count }
+    public var bytes: UInt64 { stored.bytes + cached.bytes }
+
+    mutating func add(_ state: ContentState, count: UInt64 = 1, bytes: UInt64) {
+        switch state {
+        case .stored:
+            stored.count += count
+            stored.bytes += bytes
+        case .cached:
+            cached.count += count
+            cached.bytes += bytes
+        case .absent, .partial, .dropping: break
+        }
+    }
+
+    mutating func remove(_ state: ContentState, bytes: UInt64) {
+        switch state {
+        case .stored:
+            stored.count -= 1
+            stored.bytes -= bytes
+        case .cached:
+            cached.count -= 1
+            cached.bytes -= bytes
+        case .absent, .partial, .dropping: break
+        }
     }
 }
 
 extension Transaction {
-    /// The row number of a content, given on first sight.
-    func number(of extent: Extent) throws(Errno) -> Int64 {
-        let found = try connection.first(
-            "SELECT number FROM content WHERE root = ?", extent.root
-        ) { row in row.int64(0) }
-        if let found { return found }
+    private struct KnownContent {
+        let number: Int64
+        let length: UInt64
+        let state: ContentState
+    }
+
+    private func known(_ root: ContentRoot) throws(Errno) -> KnownContent? {
+        try connection.first(
+            "SELECT number, length, state FROM content WHERE root = ?", root
+        ) { row throws(Errno) in
+            guard let state = ContentState(rawValue: row.int64(2)) else { throw .ioError }
+            return KnownContent(number: row.int64(0), length: row.uint64(1), state: state)
+        }
+    }
+
+    private func add(_ extent: Extent) throws(Errno) -> Int64 {
         let number =
             1
             + (try connection.first("SELECT max(number) FROM content") { row in row.int64(0) }
@@ -103,14 +141,56 @@ extension Transaction {
         return number
     }
 
+    /// The row number of a content of which a peer claims something, given on first sight; nil when
+    /// it is known by another length, so that the claim is about nothing.
+    func number(claimed extent: Extent) throws(Errno) -> Int64? {
+        guard let known = try known(extent.root) else { return try add(extent) }
+        return known.length == extent.length ? known.number : nil
+    }
+
+    /// The row number of a content that a file has or that was verified here, given on first sight.
+    /// Its length is the right one: the row may have been made after a wrong claim.
+    ///
+    /// Throws EIO when the content is complete here with another length.
+    func number(of extent: Extent) throws(Errno) -> Int64 {
+        guard let known = try known(extent.root) else { return try add(extent) }
+        guard known.length != extent.length else { return known.number }
+        guard known.state == .absent || known.state == .partial else { throw .ioError }
+        try connection.run(
+            "UPDATE content SET length = ?, state = 0, verified = NULL WHERE number = ?",
+            extent.length, known.number)
+        return known.number
+    }
+
     /// Sets how much of a content is here; `verified` belongs to `partial` alone.
+    ///
+    /// Throws EINVAL for a partial content that is known by another length, EIO as `number(of:)`.
     public func setContentState(
         _ extent: Extent, _ state: ContentState, verified: [UInt8]? = nil, at now: UInt64
     ) throws(Errno) {
         precondition(verified == nil || state == .partial)
+        // What is being fetched has not proved its length yet.
+        let number = state == .partial ? try number(claimed: extent) : try number(of: extent)
+        guard let number, let before = try known(extent.root) else { throw .invalidArgument }
         try connection.run(
             "UPDATE content SET state = ?, verified = ?, since = ?, used = ? WHERE number = ?",
-            Int(state.rawValue), verified, now, now, try number(of: extent))
+            Int(state.rawValue), verified, now, now, number)
+        volatile.local.remove(before.state, bytes: extent.length)
+        volatile.local.add(state, bytes: extent.length)
+    }
+
+    func countLocalContent() throws(Errno) -> LocalContent {
+        var local = LocalContent()
+        let totals = try connection.all(
+            """
+            SELECT state, count(*), coalesce(sum(length), 0) FROM content
+            WHERE state > 0 GROUP BY state
+            """
+        ) { row in (state: ContentState(rawValue: row.int64(0)), row.uint64(1), row.uint64(2)) }
+        for (state, count, bytes) in totals {
+            if let state { local.add(state, count: count, bytes: bytes) }
+        }
+        return local
     }
 
     /// The verified pieces of a partial content; nothing when it is not partial (any more).

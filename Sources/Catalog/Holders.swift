@@ -17,6 +17,48 @@ public struct Holder: Hashable, Sendable {
     public var since: UInt64
 }
 
+/// When a content has copies enough.
+public struct CopyRule: Sendable {
+    public struct Place: Hashable, Sendable {
+        public var machine: String
+        public var isOnline: Bool
+
+        public init(machine: String, isOnline: Bool) {
+            self.machine = machine
+            self.isOnline = isOnline
+        }
+    }
+
+    /// The nodes whose copies count.
+    public var places: [NodeID: Place]
+    public var copies: Int
+    /// On how many machines copies have to be.
+    public var machinesMin: Int
+
+    public init(places: [NodeID: Place], copies: Int, machinesMin: Int) {
+        self.places = places
+        self.copies = copies
+        self.machinesMin = machinesMin
+    }
+}
+
+/// Contents whose holders or references changed: who counts copies need not look at the others.
+public enum ContentChanges: Hashable, Sendable {
+    /// Row numbers remembered; with more it is all.
+    static let countMax = 65_536
+
+    case these(Set<Int64>)
+    case all
+
+    mutating func insert(_ number: Int64) {
+        guard case .these(var numbers) = self else { return }
+        self = .all  // Gives up the storage, which would be copied otherwise.
+        guard numbers.count < Self.countMax else { return }
+        numbers.insert(number)
+        self = .these(numbers)
+    }
+}
+
 /// A content with everything that replication asks about it.
 public struct Holding: Hashable, Sendable {
     /// Pass it as `after` to go on behind this one.
@@ -79,58 +121,108 @@ extension Reader {
         }
     }
 
-    /// All contents, in the order in which this node came to know of them.
+    public func holding(_ number: Int64) throws(Errno) -> Holding? {
+        let holding = try connection.first(
+            """
+            SELECT c.number, c.root, c.length, c.state,
+                EXISTS(SELECT 1 FROM extent e WHERE e.content = c.number)
+            FROM content c WHERE c.number = ?
+            """, number
+        ) { row throws(Errno) in try decodeHolding(row) }
+        guard var holding else { return nil }
+        holding.holders = try holders(of: holding.extent.root)
+        return holding
+    }
+
+    private func decodeHolding(_ row: Statement) throws(Errno) -> Holding {
+        guard let root = ContentRoot(bytes: row.bytes(1)),
+            let state = ContentState(rawValue: row.int64(3))
+        else { throw .ioError }
+        return Holding(
+            number: row.int64(0), extent: Extent(root: root, length: row.uint64(2)),
+            state: state, isReferenced: row.int64(4) != 0, holders: [])
+    }
+
+    /// All contents, in the order in which this node came to know of them; without their holders.
     public func holdings(after number: Int64, limit: Int) throws(Errno) -> [Holding] {
-        var holdings = try connection.all(
+        try connection.all(
             """
             SELECT c.number, c.root, c.length, c.state,
                 EXISTS(SELECT 1 FROM extent e WHERE e.content = c.number)
             FROM content c WHERE c.number > ? ORDER BY c.number LIMIT ?
             """, number, limit
-        ) { row throws(Errno) in
-            guard let root = ContentRoot(bytes: row.bytes(1)),
-                let state = ContentState(rawValue: row.int64(3))
-            else { throw .ioError }
-            return Holding(
-                number: row.int64(0), extent: Extent(root: root, length: row.uint64(2)),
-                state: state, isReferenced: row.int64(4) != 0, holders: [])
-        }
-        for index in holdings.indices {
-            holdings[index].holders = try holders(of: holdings[index].extent.root)
-        }
-        return holdings
+        ) { row throws(Errno) in try decodeHolding(row) }
     }
 
-    /// Contents of files that fewer than `target` of the given nodes have stored, behind `number`,
-    /// with how many do. Machines are the caller's to compare (`holders`).
+    /// The row numbers of contents of files that have fewer copies than the rule wants, or none
+    /// online, behind `number`.
     ///
     /// Looks at no more than `limit` contents; `next` is where to go on, nil at the end.
-    public func underReplicated(
-        online: [NodeID], target: Int, after number: Int64, limit: Int
-    ) throws(Errno) -> (found: [(extent: Extent, copies: Int)], next: Int64?) {
-        let marks = Array(repeating: "?", count: online.count).joined(separator: ", ")
+    public func lacking(
+        _ rule: CopyRule, after number: Int64, limit: Int
+    ) throws(Errno) -> (found: [Int64], next: Int64?) {
         let last = try connection.first(
             "SELECT max(number), count(*) FROM (SELECT number FROM content WHERE number > ? LIMIT ?)",
             number, limit
         ) { row in (number: row.int64(0), count: Int(row.int64(1))) }
         guard let last, last.count > 0 else { return ([], nil) }
+        let machines = Array(Set(rule.places.values.map(\.machine)))
+        var values: [Value] = []
+        for (node, place) in rule.places {
+            values += [
+                node.value, machines.firstIndex(of: place.machine).value,
+                place.isOnline ? 1.value : .null,
+            ]
+        }
+        let live = Array(repeating: ", (?, ?, ?)", count: rule.places.count).joined()
         let found = try connection.all(
             text: """
-                SELECT root, length, (
-                    SELECT count(*) FROM holder h JOIN node n ON n.number = h.node
-                    WHERE h.content = c.number AND h.state = 1 AND n.id IN (\(marks))) AS copies
-                FROM content c WHERE number > ? AND number <= ? AND copies < ?
+                WITH live(id, machine, online) AS (VALUES (NULL, NULL, NULL)\(live))
+                SELECT c.number FROM content c
+                LEFT JOIN holder h ON h.content = c.number AND h.state IN (1, 2)
+                LEFT JOIN node n ON n.number = h.node LEFT JOIN live l ON l.id = n.id
+                WHERE c.number > ? AND c.number <= ?
                 AND EXISTS(SELECT 1 FROM extent e WHERE e.content = c.number)
-                ORDER BY number
+                GROUP BY c.number
+                HAVING count(CASE h.state WHEN 1 THEN l.id END) < ?
+                OR count(DISTINCT CASE h.state WHEN 1 THEN l.machine END) < ?
+                OR count(l.online) = 0
+                ORDER BY c.number
                 """,
-            online.map(\.value) + [number.value, last.number.value, target.value]
+            values + [
+                number.value, last.number.value, rule.copies.value, rule.machinesMin.value,
+            ]
+        ) { row in row.int64(0) }
+        return (found, last.count < limit ? nil : last.number)
+    }
+
+    /// Contents of which a node's own log says something else than their state here.
+    public func misstated(by node: NodeID) throws(Errno) -> [Extent] {
+        // Of `HolderState` and `ContentState`: stored is 1 and 3, cached is 2 and 2.
+        try connection.all(
+            """
+            SELECT c.root, c.length FROM content c LEFT JOIN holder h ON h.content = c.number
+                AND h.node = (SELECT number FROM node WHERE id = ?1)
+            WHERE c.state > 0 AND c.state IN (2, 3) AND coalesce(h.state, 0) <> 4 - c.state
+            UNION ALL
+            SELECT c.root, c.length FROM holder h JOIN content c ON c.number = h.content
+            WHERE h.node = (SELECT number FROM node WHERE id = ?1) AND c.state NOT IN (2, 3)
+            """, node
         ) { row throws(Errno) in
             guard let root = ContentRoot(bytes: row.bytes(0)) else { throw .ioError }
-            return (
-                extent: Extent(root: root, length: row.uint64(1)), copies: Int(row.int64(2))
-            )
+            return Extent(root: root, length: row.uint64(1))
         }
-        return (found, last.count < limit ? nil : last.number)
+    }
+
+    /// Whether commits have the file as it is here.
+    public func isCommitted(_ inode: InodeRow) throws(Errno) -> Bool {
+        try connection.first(
+            """
+            SELECT 1 FROM dirty_record WHERE id = ?1 UNION ALL
+            SELECT 1 FROM dentry d JOIN inode p ON p.ino = d.parent
+            JOIN dirty_place m ON m.directory = p.id AND m.name = d.name WHERE d.ino = ?2 LIMIT 1
+            """, inode.id, inode.ino
+        ) { _ in true } == nil
     }
 
     // MARK: - Logs
@@ -191,11 +283,12 @@ extension Reader {
 }
 
 extension Transaction {
-    /// nil: the node no longer has it.
+    /// nil: the node no longer has it. What names a known content by another length says nothing.
     public func setHolder(
         of extent: Extent, _ node: NodeID, _ state: HolderState?, since: UInt64
     ) throws(Errno) {
-        let content = try number(of: extent)
+        guard let content = try number(claimed: extent) else { return }
+        changes.insert(content)
         if let state {
             try connection.run(
                 "INSERT OR REPLACE INTO holder VALUES(?, ?, ?, ?)", content, try number(of: node),
@@ -209,6 +302,7 @@ extension Transaction {
     /// Forgets everything that a node said: it begins a new epoch.
     public func clearHolders(_ node: NodeID) throws(Errno) {
         let number = try number(of: node)
+        changes = .all
         try connection.run("DELETE FROM holder WHERE node = ?", number)
         try connection.run("DELETE FROM holder_log WHERE node = ?", number)
     }

@@ -9,6 +9,7 @@ public final class Transaction: Reader {
     /// What is kept in memory and must be taken back with a savepoint.
     struct Volatile {
         var counts = Counts()
+        var local = LocalContent()
         /// Milliseconds that the persisted clock floor covers.
         var clockReserved: UInt64 = 0
         var cookieReserved: UInt64 = 0
@@ -22,6 +23,8 @@ public final class Transaction: Reader {
     private var nextCookie: UInt64
     private var nextVersion: UInt64
     private var identities: IdentitySequence
+    /// Too many after a rollback do no harm.
+    var changes = ContentChanges.these([])
     private let wall: @Sendable () -> UInt64
     private let random: @Sendable () -> UInt64
 
@@ -42,6 +45,7 @@ public final class Transaction: Reader {
         nextCookie = max(try metaInteger(.cookieFloor) ?? 0, Self.firstCookie)
         nextVersion = 1 + (try newestVersion())
         volatile.counts = try countAll()
+        volatile.local = try countLocalContent()
     }
 
     // MARK: - Stamps and identities
@@ -173,6 +177,7 @@ public final class Transaction: Reader {
     // MARK: - Counts and settings
 
     public var counts: Counts { volatile.counts }
+    var local: LocalContent { volatile.local }
 
     private func countAll() throws(Errno) -> Counts {
         try connection.first(

@@ -83,6 +83,14 @@ final class Writer: @unchecked Sendable {
     }
 
     var counts: Counts { lock.withLock { transaction.counts } }
+    var local: LocalContent { lock.withLock { transaction.local } }
+
+    func takeContentChanges() -> ContentChanges {
+        lock.withLock {
+            defer { transaction.changes = .these([]) }
+            return transaction.changes
+        }
+    }
 
     private func begin() throws(Errno) {
         guard !connection.isInTransaction else { return }

@@ -85,6 +85,8 @@ extension Hello {
     static let holderLogsMax = 4096
     static let hashBytesMax = 64
     static let neighboursMax = 64
+    /// More than any disk has, and the sum over all peers does not overflow.
+    static let diskBytesMax: UInt64 = 1 << 55
     private static let nameBytesMax = 63
 
     /// The part that every format has and will have.
@@ -175,7 +177,9 @@ extension Hello {
             throw .invalid("a name that is none")
         }
         guard let node = NodeID(hex: wire.node), (1...65_535).contains(wire.apiPort),
-            (0...65_535).contains(wire.bulkPort), wire.announced.count <= Self.announcedMax,
+            (0...65_535).contains(wire.bulkPort),
+            max(wire.freeBytes, wire.capacityBytes) <= Self.diskBytesMax,
+            wire.announced.count <= Self.announcedMax,
             wire.holderLogs.count <= Self.holderLogsMax,
             wire.neighbours.count <= Self.neighboursMax
         else { throw .invalid("a field out of bounds") }

@@ -35,7 +35,8 @@ final class Collector: Sendable {
     struct Surroundings: Sendable {
         /// The disk is so full that writers are refused.
         var isFull: @Sendable () -> Bool
-        var log: @Sendable ([Volume.HolderLogEntry]) throws -> Void
+        /// Tells the holder log what a content is here now.
+        var note: @Sendable (Extent) throws -> Void
     }
 
     private let catalog: Catalog
@@ -134,7 +135,7 @@ final class Collector: Sendable {
                     try $0.beginDropping(extent, at: Monotonic.wallMilliseconds)
                 })
             else { return false }
-            try surroundings.log([.lost(extent)])
+            try surroundings.note(extent)
             try catalog.flush()
             return true
         }
@@ -154,10 +155,7 @@ final class Collector: Sendable {
             }
             guard isGone else {
                 // A file has it again.
-                if try catalog.read({ try $0.content(extent.root)?.state }) == .stored {
-                    try surroundings.log([.stored(extent)])
-                }
-                return
+                return try surroundings.note(extent)
             }
             if let withdrawn { try store.removeWithdrawn(withdrawn) }
         }

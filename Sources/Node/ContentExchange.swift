@@ -16,6 +16,8 @@ import Volume
 final class ContentExchange: RemoteContent, Sendable {
     /// Holders asked for one extent at a time.
     static let sourcesMax = 4
+    /// A holder that has not answered for this long is joined by the next one.
+    static let openStagger = Duration.milliseconds(300)
     /// Peers asked `who-has` when the holder logs name nobody who is online.
     static let whoHasPeersMax = 64
     static let whoHasTimeout = Duration.seconds(2)
@@ -33,6 +35,8 @@ final class ContentExchange: RemoteContent, Sendable {
     let arrived: @Sendable (Extent, ContentState) -> Void
     /// Called when an extent that was to be stored here will not be.
     let gaveUp: @Sendable (Extent) -> Void
+    /// Clones are taken on by one thread at a time, or two would count on the same room.
+    let admission = Mutex<Void>(())
     private let fetches = Mutex<[Extent: Fetch]>([:])
 
     init(
@@ -73,7 +77,22 @@ final class ContentExchange: RemoteContent, Sendable {
     /// - Returns: false when that is under way already.
     func clone(_ extent: Extent) -> Bool { fetch(extent).keepWhole() }
 
-    var cloning: Int { fetches.withLock { $0.values.filter(\.isCloning).count } }
+    /// The clones under way.
+    struct Clones {
+        var count = 0
+        var bytes: UInt64 = 0
+        /// Of them, what has not arrived.
+        var missingBytes: UInt64 = 0
+    }
+
+    var clones: Clones {
+        let running = fetches.withLock { $0.values.filter(\.isCloning) }
+        return running.reduce(into: Clones()) { clones, fetch in
+            clones.count += 1
+            clones.bytes += fetch.extent.length
+            clones.missingBytes += fetch.missingBytes
+        }
+    }
 
     func isCloning(_ extent: Extent) -> Bool { fetches.withLock { $0[extent]?.isCloning == true } }
 
@@ -104,13 +123,71 @@ final class ContentExchange: RemoteContent, Sendable {
 
     // MARK: Finding holders
 
-    /// Online nodes that have the extent, by the holder logs, else by asking.
-    func sources(of extent: Extent) async -> [Peer] {
+    /// Online nodes that have the extent by the holder logs, and the others.
+    private func holders(of extent: Extent) async -> (named: [Peer], others: [Peer]) {
         let online = mesh.peers.filter(\.isOnline)
-        let known = (try? catalog.read { try $0.holders(of: extent.root) }) ?? []
-        let named = Set(known.filter { $0.state != .cloning }.map(\.node))
-        let found = online.filter { named.contains($0.node) }
-        return found.isEmpty ? await ask(online, for: extent) : found
+        let known = try? await Blocking.run { [catalog] in
+            try catalog.read { try $0.holders(of: extent.root) }
+        }
+        let named = Set((known ?? []).filter { $0.state != .cloning }.map(\.node))
+        return (
+            online.filter { named.contains($0.node) }, online.filter { !named.contains($0.node) }
+        )
+    }
+
+    /// Online nodes that have the extent, by the holder logs, else by asking; in random order.
+    func sources(of extent: Extent) async -> [Peer] {
+        let (named, others) = await holders(of: extent)
+        return (named.isEmpty ? await ask(others, for: extent) : named).shuffled()
+    }
+
+    /// The first good offer of those that the holder logs name, else of those that say they have it.
+    func offer(of extent: Extent) async -> Offer? {
+        let (named, others) = await holders(of: extent)
+        if let offer = await firstOffer(of: extent, among: named.shuffled()) { return offer }
+        return await firstOffer(of: extent, among: await ask(others, for: extent).shuffled())
+    }
+
+    private enum Turn {
+        case answered(Offer?)
+        case elapsed
+    }
+
+    /// Asks one after the other, without waiting longer than `openStagger` for any.
+    private func firstOffer(of extent: Extent, among peers: [Peer]) async -> Offer? {
+        await withTaskGroup(of: Turn.self) { group in
+            defer { group.cancelAll() }
+            var peers = peers[...]
+            var asked = 0
+            func askNext() {
+                guard asked < Self.sourcesMax, let peer = peers.popFirst() else { return }
+                asked += 1
+                group.addTask { .answered(await self.tryOpen(extent, at: peer)) }
+                group.addTask {
+                    try? await Task.sleep(for: Self.openStagger)
+                    return .elapsed
+                }
+            }
+            askNext()
+            while let turn = await group.next() {
+                switch turn {
+                case .answered(let offer?): return offer
+                case .answered(nil):
+                    asked -= 1
+                    askNext()
+                case .elapsed: askNext()
+                }
+                if asked == 0, peers.isEmpty { return nil }
+            }
+            return nil
+        }
+    }
+
+    private func tryOpen(_ extent: Extent, at peer: Peer) async -> Offer? {
+        do { return try await open(extent, at: peer) } catch {
+            logger.debug("\(peer.hello.name) does not give \(extent.root): \(error)")
+            return nil
+        }
     }
 
     private func ask(_ peers: [Peer], for extent: Extent) async -> [Peer] {
@@ -190,18 +267,40 @@ final class ContentExchange: RemoteContent, Sendable {
         }
     }
 
+    /// As `state(of:)`, with a look at the disk: a copy that is gone is taken back.
+    func confirmedState(of extent: Extent) throws -> PeerMessage.WhoHasReply.State {
+        let known = try state(of: extent)
+        guard known != .none, try store.objectLength(extent.root) != extent.length else {
+            return known
+        }
+        let isGone = try catalog.perform { tx in
+            // Unless it was stored again meanwhile.
+            let state = try tx.content(extent.root)?.state
+            guard state == .stored || state == .cached,
+                try store.objectLength(extent.root) != extent.length
+            else { return false }
+            try tx.setContentState(extent, .absent, at: Monotonic.wallMilliseconds)
+            return true
+        }
+        guard isGone else { return try state(of: extent) }
+        logger.error("the object \(extent.root) is not on the disk, or not whole")
+        arrived(extent, .absent)
+        return .none
+    }
+
     func serve(_ extent: Extent) async throws -> PeerResponse {
-        guard try state(of: extent) != .none else {
+        guard try await Blocking.run(.answers, { try self.confirmedState(of: extent) }) != .none
+        else {
             return .refusal(404, "This node does not have that content.")
         }
         if extent.length <= Limits.openReplyBytesMax {
-            let bytes = try await Blocking.run { [store] in try store.read(extent) }
+            let bytes = try await Blocking.run(.content) { [store] in try store.read(extent) }
             return PeerResponse(
                 body: .bytes(
                     try PeerMessage.frame(
                         PeerMessage.OpenReply(form: .content, bulkPort: 0), payload: bytes)))
         }
-        let (layer, directory) = try await Blocking.run { [store] in
+        let (layer, directory) = try await Blocking.run(.content) { [store] in
             (try store.layer(of: extent) ?? [], try store.objectDirectoryPath(extent.root))
         }
         try await swarm.seed(

@@ -125,6 +125,19 @@ final class Fetch: Sendable {
 
     var isCloning: Bool { state.withLock { $0.keepsWhole } }
 
+    /// Bytes that have not arrived.
+    var missingBytes: UInt64 {
+        state.withLock { state in
+            switch state.phase {
+            case .searching, .failed: return extent.length
+            case .complete: return 0
+            case .loading(let download, _):
+                let verified = UInt64(download.verifiedPieces.setCount) * extent.pieceBytes
+                return extent.length - min(verified, extent.length)
+            }
+        }
+    }
+
     /// - Returns: false when it is to be kept already.
     func keepWhole() -> Bool {
         let (isNew, download) = state.withLock { state -> (Bool, Download?) in
@@ -255,28 +268,30 @@ final class Fetch: Sendable {
         while !state.withLock({ $0.stopping }) {
             do {
                 switch try await begin() {
-                case .object: return complete()
+                // If it was just being removed, it is fetched after all.
+                case .object: if await complete() { return }
                 case .download(let download):
-                    if try await attend(download, &lastProgress) { return complete() }
+                    let end = try await attend(download, lastProgress)
+                    if end.isWhole, await complete() { return }
+                    lastProgress = end.lastProgress
                     await abandon()
-                    return fail(.ioError)
+                    return await fail(.ioError)
                 case .nobody: break
                 }
             } catch {
                 exchange.logger.warning("fetching \(extent.root): \(error)")
                 await abandon()
                 if let errno = (error as? SwarmError)?.errno, errno == .noSpace {
-                    return fail(.noSpace)
+                    return await fail(.noSpace)
                 }
             }
             let waits = state.withLock { !$0.pending.isEmpty }
             if clock.now - lastProgress > ContentExchange.progressTimeout {
-                if waits || !isCloning { return fail(.ioError) }
-                return fail(.timedOut)
+                return await fail(waits || !isCloning ? .ioError : .timedOut)
             }
             try? await Task.sleep(for: Self.searchPause)
         }
-        fail(.ioError)
+        await fail(.ioError)
     }
 
     private enum Beginning {
@@ -287,58 +302,25 @@ final class Fetch: Sendable {
 
     /// Asks holders, the first that answers decides the form.
     private func begin() async throws -> Beginning {
-        if try exchange.state(of: extent) != .none { return .object }
-        var endpoints: [SwarmEndpoint] = []
-        var layer: [UInt8]?
-        for peer in await exchange.sources(of: extent).shuffled().prefix(ContentExchange.sourcesMax)
-        {
-            do {
-                switch try await exchange.open(extent, at: peer) {
-                case .content(let bytes):
-                    try await Blocking.run { [exchange, extent] in
-                        try exchange.store.storeObject(extent, bytes: bytes)
-                    }
-                    return .object
-                case .swarm(let offeredAt, let offered):
-                    endpoints += offeredAt
-                    layer = layer ?? offered
-                }
-            } catch {
-                exchange.logger.debug("\(peer.hello.name) does not give \(extent.root): \(error)")
-            }
-            // The first source is enough to begin; `attend` adds others.
-            if !endpoints.isEmpty { break }
+        let isHere = try await Blocking.run { [exchange, extent] in
+            try exchange.confirmedState(of: extent) != .none
         }
-        guard let layer else { return .nobody }
-        return .download(try await load(layer, endpoints))
+        if isHere { return .object }
+        switch await exchange.offer(of: extent) {
+        case nil: return .nobody
+        case .content(let bytes):
+            try await Blocking.run(.content) { [exchange, extent] in
+                try exchange.store.storeObject(extent, bytes: bytes)
+            }
+            return .object
+        // The first source is enough to begin; `attend` adds others.
+        case .swarm(let endpoints, let layer): return try await load(layer, endpoints)
+        }
     }
 
-    private func load(_ layer: [UInt8], _ endpoints: [SwarmEndpoint]) async throws -> Download {
-        let (download, file) = try await Blocking.run { [exchange, extent] in
-            let known = try exchange.catalog.read { try $0.content(extent.root) }
-            // A record without its file, say after a repair of the disk, verifies nothing: the new
-            // file is all hole.
-            let old = try exchange.store.openPartial(extent.root)
-            try old?.close()
-            let verified =
-                old == nil
-                ? nil : known?.verified.flatMap { Bitfield(count: extent.pieceCount, bytes: $0) }
-            let created = try exchange.store.createPartial(extent)
-            try created.close()
-            let path =
-                String(decoding: try exchange.store.partialPath, as: UTF8.self) + "/\(extent.root)"
-            try exchange.catalog.perform {
-                try $0.setContentState(
-                    extent, .partial, verified: verified?.bytes,
-                    at: Monotonic.wallMilliseconds)
-            }
-            let download = try exchange.swarm.fetch(
-                extent, path: path, layer: layer, verified: verified, sources: endpoints)
-            guard let file = try exchange.store.openPartial(extent.root) else {
-                throw Errno.noSuchFileOrDirectory
-            }
-            return (download, SharedDescriptor(file))
-        }
+    private func load(_ layer: [UInt8], _ endpoints: [SwarmEndpoint]) async throws -> Beginning {
+        let loaded = try await Blocking.run { [self] in try prepare(layer, endpoints) }
+        guard let (download, file) = loaded else { return .object }
         let (waiters, keepsWhole) = state.withLock { state in
             defer { state.pending = [] }
             state.phase = .loading(download, file)
@@ -347,45 +329,100 @@ final class Fetch: Sendable {
         layers.withLock { $0 = layer }
         for waiter in waiters { serve(waiter, .loading(download, file)) }
         if keepsWhole { download.fetchAll() }
-        return download
+        return .download(download)
+    }
+
+    /// The partial file, its record, and its torrent.
+    /// - Returns: nil when the object is here: published, or kept by another fetch, while holders
+    ///   were asked.
+    private func prepare(
+        _ layer: [UInt8], _ endpoints: [SwarmEndpoint]
+    ) throws -> (Download, SharedDescriptor)? {
+        let (catalog, store) = (exchange.catalog, exchange.store)
+        let known = try catalog.read { try $0.content(extent.root) }
+        // A record without its file, say after a repair of the disk, verifies nothing: the new
+        // file is all hole.
+        let old = try store.openPartial(extent.root)
+        try old?.close()
+        let verified =
+            old == nil
+            ? nil : known?.verified.flatMap { Bitfield(count: extent.pieceCount, bytes: $0) }
+        let created = try store.createPartial(extent)
+        try created.close()
+        let isHere = try catalog.perform { tx in
+            if let known = try tx.content(extent.root), known.extent == extent,
+                [.cached, .stored, .dropping].contains(known.state)
+            {
+                return true
+            }
+            try tx.setContentState(
+                extent, .partial, verified: verified?.bytes, at: Monotonic.wallMilliseconds)
+            return false
+        }
+        if isHere { return nil }
+        let path = String(decoding: try store.partialPath, as: UTF8.self) + "/\(extent.root)"
+        let download = try exchange.swarm.fetch(
+            extent, path: path, layer: layer, verified: verified, sources: endpoints)
+        guard let file = try store.openPartial(extent.root) else {
+            throw Errno.noSuchFileOrDirectory
+        }
+        return (download, SharedDescriptor(file))
     }
 
     private let layers = Mutex<[UInt8]>([])
 
     /// Stays with a running download: adds holders, renews leases, saves progress.
     ///
-    /// - Returns: true when it is an object, false when it is to be given up.
+    /// - Returns: whether it is an object; if not it is to be given up.
     /// - Throws: what makes the download useless; another may be begun.
     private func attend(
-        _ download: Download, _ lastProgress: inout ContinuousClock.Instant
-    ) async throws -> Bool {
+        _ download: Download, _ lastProgress: ContinuousClock.Instant
+    ) async throws -> (isWhole: Bool, lastProgress: ContinuousClock.Instant) {
+        try await withThrowingTaskGroup(of: Void.self) { group in
+            defer { group.cancelAll() }
+            // Apart: a holder that is slow to answer must not delay the end.
+            group.addTask { await self.addSources(to: download) }
+            return try await self.watch(download, lastProgress)
+        }
+    }
+
+    /// Until it is cancelled.
+    private func addSources(to download: Download) async {
+        while !Task.isCancelled {
+            for peer in await exchange.sources(of: extent).prefix(ContentExchange.sourcesMax) {
+                if case .swarm(let endpoints, _)? = try? await exchange.open(extent, at: peer) {
+                    download.addSources(endpoints)
+                }
+            }
+            try? await Task.sleep(for: Self.refresh)
+        }
+    }
+
+    private func watch(
+        _ download: Download, _ lastProgress: ContinuousClock.Instant
+    ) async throws -> (isWhole: Bool, lastProgress: ContinuousClock.Instant) {
         let clock = ContinuousClock()
-        var refreshDue = clock.now
+        var lastProgress = lastProgress
         var saveDue = clock.now + Self.saveInterval
+        var saved = download.verifiedPieces.setCount
         var arrived = download.progress.downloadedBytes
         while !state.withLock({ $0.stopping }) {
-            if download.isComplete { return try await finish(download) }
+            if download.isComplete { return (try await finish(download), lastProgress) }
             let bytes = download.progress.downloadedBytes
             if bytes != arrived || !isCloning {
                 arrived = bytes
                 lastProgress = clock.now
             }
             guard clock.now - lastProgress < Self.cloneIdleMax else { throw SwarmError.noProgress }
-            if clock.now >= refreshDue {
-                refreshDue = clock.now + Self.refresh
-                for peer in await exchange.sources(of: extent).prefix(ContentExchange.sourcesMax) {
-                    if case .swarm(let endpoints, _)? = try? await exchange.open(extent, at: peer) {
-                        download.addSources(endpoints)
-                    }
-                }
-            }
             if clock.now >= saveDue {
-                await save(download, cancelling: false)
+                let verified = download.verifiedPieces.setCount
+                if verified != saved { await save(download, cancelling: false) }
+                saved = verified
                 saveDue = clock.now + Self.saveInterval
             }
             try await pause(until: download)
         }
-        return false
+        return (false, lastProgress)
     }
 
     /// Until the download completes or fails, at most `attendInterval`.
@@ -409,7 +446,9 @@ final class Fetch: Sendable {
     private func finish(_ download: Download) async throws -> Bool {
         try await download.finish()
         let hashed = HashedExtent(extent: extent, layer: layers.withLock { $0 })
-        try await Blocking.run { [exchange] in try exchange.store.adoptPartial(hashed) }
+        try await Blocking.run(.content) { [exchange] in
+            try exchange.store.adoptPartial(hashed)
+        }
         return true
     }
 
@@ -426,7 +465,7 @@ final class Fetch: Sendable {
     private func save(_ download: Download, cancelling: Bool) async {
         if cancelling { await download.cancel(keepFile: true) }
         let verified = download.verifiedPieces
-        try? await Blocking.run { [exchange, extent] in
+        try? await Blocking.run(.content) { [exchange, extent] in
             // Bytes before the record of them.
             try exchange.store.synchronizePartial(extent.root)
             try exchange.catalog.perform { try $0.setVerified(extent.root, verified.bytes) }
@@ -435,13 +474,15 @@ final class Fetch: Sendable {
 
     // MARK: The end
 
-    private func complete() {
+    /// - Returns: false when the object could not be kept.
+    private func complete() async -> Bool {
         do {
-            guard let file = try exchange.store.openObject(extent.root) else {
-                return fail(.ioError)
+            var (shared, kind) = try await Blocking.run { [self] in
+                guard let file = try exchange.store.openObject(extent.root) else {
+                    throw Errno.noSuchFileOrDirectory
+                }
+                return (SharedDescriptor(file), try keep(isCloning ? .stored : .cached))
             }
-            let shared = SharedDescriptor(file)
-            var kind = try keep(isCloning ? .stored : .cached)
             let (waiters, completions, keepsWhole) = state.withLock { state in
                 defer {
                     state.pending = []
@@ -450,34 +491,43 @@ final class Fetch: Sendable {
                 state.phase = .complete(shared)
                 return (state.pending, state.completions, state.keepsWhole)
             }
-            // Asked for while it was being kept as a cached copy.
-            if keepsWhole, kind == .cached { kind = (try? keep(.stored)) ?? .cached }
-            exchange.arrived(extent, kind)
-            exchange.ended(self)
             for waiter in waiters { waiter.body(.success(shared)) }
+            kind = try await Blocking.run { [self, kind] in
+                // Asked for while it was being kept as a cached copy.
+                let final = keepsWhole && kind == .cached ? (try? keep(.stored)) ?? kind : kind
+                exchange.arrived(extent, final)
+                return final
+            }
+            exchange.ended(self)
             for completion in completions { completion(.success(())) }
             exchange.catalog.afterDurable { [store = exchange.store, root = extent.root] failure in
                 if failure == nil { try? store.removePartial(root) }
             }
+            return true
         } catch {
             exchange.logger.error("keeping \(extent.root): \(error)")
-            fail(.ioError)
+            return false
         }
     }
 
     /// - Returns: as what it is here now: a copy that counts stays one.
     private func keep(_ kind: ContentState) throws -> ContentState {
-        let known = try exchange.state(of: extent)
-        if known == .stored { return .stored }
-        if known == .none || kind == .stored {
-            try exchange.catalog.perform {
-                try $0.setContentState(extent, kind, at: Monotonic.wallMilliseconds)
+        try exchange.catalog.perform { tx in
+            if let known = try tx.content(extent.root), known.extent == extent,
+                known.state == .stored || known.state == kind
+            {
+                return known.state
             }
+            // Removal of one root and keeping it are decided one after the other.
+            guard try exchange.store.objectLength(extent.root) == extent.length else {
+                throw Errno.noSuchFileOrDirectory
+            }
+            try tx.setContentState(extent, kind, at: Monotonic.wallMilliseconds)
+            return kind
         }
-        return kind
     }
 
-    private func fail(_ error: Errno) {
+    private func fail(_ error: Errno) async {
         let (waiters, completions, wasCloning) = state.withLock { state in
             defer {
                 state.pending = []
@@ -487,9 +537,11 @@ final class Fetch: Sendable {
             state.stopping = true
             return (state.pending, state.completions, state.keepsWhole)
         }
-        exchange.ended(self)
-        if wasCloning { exchange.gaveUp(extent) }
         for waiter in waiters { waiter.body(.failure(error)) }
+        exchange.ended(self)
+        if wasCloning {
+            _ = try? await Blocking.run { [exchange, extent] in exchange.gaveUp(extent) }
+        }
         for completion in completions { completion(.failure(error)) }
     }
 }

@@ -89,7 +89,7 @@ final class Gossip: Sendable {
             node, path: "/v1/pack", body: Array(body), to: file.rawValue,
             timeout: .seconds(60), replyBytesMax: packBytesMax
         ).successful()
-        try await Blocking.run {
+        try await Blocking.run(.packs) {
             _ = try history.receive(packs: [path], heads: [head]) { commit, intake in
                 try validate(commit, intake)
             }
@@ -120,35 +120,13 @@ final class Gossip: Sendable {
         }
         let name = "out-\(UInt64.random(in: .min ... .max))"
         let path = history.path.removingLastComponent().appending("tmp/\(name)")
-        return try await Blocking.run { [history] in
+        return try await Blocking.run(.packs) { [history] in
             defer { unlink(path.string) }
             let size = try history.pack(wanted: want, have: have, into: path)
             guard size > 0 else { return .refusal(410, "There is nothing to send.") }
             let file = try FileDescriptor.open(path, .readOnly, options: .closeOnExec)
             return PeerResponse(
                 body: .file(FileRegion(owning: file.rawValue, offset: 0, length: Int64(size))))
-        }
-    }
-}
-
-/// Blocking work for tasks: on threads made for it, never on Swift's cooperative pool.
-enum Blocking {
-    private static let queue = WorkQueue(name: "blocking", threads: 4)
-
-    /// On a thread of its own: for what may wait long for work that itself needs the queue's threads.
-    static func alone<T: Sendable>(
-        _ body: @escaping @Sendable () throws -> T
-    ) async throws -> T {
-        try await withCheckedThrowingContinuation { continuation in
-            let thread = Thread { continuation.resume(with: Result { try body() }) }
-            thread.name = "waiting"
-            thread.start()
-        }
-    }
-
-    static func run<T: Sendable>(_ body: @escaping @Sendable () throws -> T) async throws -> T {
-        try await withCheckedThrowingContinuation { continuation in
-            queue.submit { continuation.resume(with: Result { try body() }) }
         }
     }
 }

@@ -16,6 +16,8 @@ final class HolderLogs: Sendable {
     static let pullsMax = 8
     /// Epochs are milliseconds since 1970; a greater one is a mistake that is not to be followed.
     static let epochMax: UInt64 = 1 << 60
+    /// In a long append each so many entries are signed, and the last: an answer ends at one.
+    static let signedEvery = 1024
 
     private let catalog: Catalog
     private let identity: NodeIdentity
@@ -47,7 +49,17 @@ final class HolderLogs: Sendable {
                 }
             }
         }
-        if known == nil { try append(snapshot()) }
+        if known == nil { try append(snapshot()) } else { try catchUp() }
+    }
+
+    /// What a crash, or a disk that was full, kept out of the log.
+    private func catchUp() throws {
+        let node = identity.node
+        let (misstated, stated) = try catalog.read {
+            (try $0.misstated(by: node), try $0.capacity(of: node))
+        }
+        if stated != capacity { try append([.capacity(capacity)]) }
+        try note(misstated)
     }
 
     private func snapshot() throws -> [Volume.HolderLogEntry] {
@@ -75,6 +87,42 @@ final class HolderLogs: Sendable {
         tell(head, then: told)
     }
 
+    /// Appends what these contents are here now, where the log does not say it yet. Whoever changes a
+    /// state calls this afterwards, and in whatever order those calls come, the last entry is true.
+    ///
+    /// - Parameter cloning: what is not complete here is about to be fetched.
+    func note(
+        _ extents: [Extent], cloning: Bool = false, told: @escaping @Sendable () -> Void = {}
+    ) throws {
+        guard !extents.isEmpty else { return }
+        let head: HolderLogPosition? = try position.withLock { position in
+            let entries = try catalog.read { reader in
+                try extents.compactMap { try entry(about: $0, cloning, reader) }
+            }
+            guard !entries.isEmpty else { return nil }
+            let next = try write(entries, behind: position, isNewEpoch: false)
+            position = next
+            return next
+        }
+        if let head { tell(head, then: told) }
+    }
+
+    private func entry(
+        about extent: Extent, _ cloning: Bool, _ reader: Reader
+    ) throws -> Volume.HolderLogEntry? {
+        let content = try reader.content(extent.root)
+        // By another length it is no content.
+        if let content, content.extent != extent { return nil }
+        let said = try reader.holders(of: extent.root).first { $0.node == identity.node }?.state
+        switch content?.state {
+        case .stored: return said == .stored ? nil : .stored(extent)
+        case .cached: return said == .cached ? nil : .cached(extent)
+        default:
+            if cloning { return said == .cloning ? nil : .cloning(extent) }
+            return said == nil ? nil : .lost(extent)
+        }
+    }
+
     private func tell(_ head: HolderLogPosition, then told: @escaping @Sendable () -> Void) {
         catalog.afterDurable { [weak self] failure in
             guard failure == nil, let self else { return }
@@ -87,16 +135,17 @@ final class HolderLogs: Sendable {
         }
     }
 
-    /// A peer knows more of this node's log than the node: the root was restored or copied. It
-    /// begins a new epoch with what is here, which replaces all earlier ones.
-    private func beginEpoch(
+    /// A peer knows more of this node's log than the node, or something else: the root was restored
+    /// or copied. It begins a new epoch with what is here, which replaces all earlier ones.
+    func beginEpoch(
         overtakenBy theirs: HolderLogHead, told: @escaping @Sendable () -> Void
     ) throws {
         let head: HolderLogPosition? = try position.withLock { position in
             guard
                 let known = HolderLogPosition(
                     node: theirs.node, epoch: theirs.epoch, count: theirs.count,
-                    chain: theirs.hash), position.isOvertaken(by: known)
+                    chain: theirs.hash),
+                try position.isOvertaken(by: known) || isForked(position, from: known)
             else { return nil }
             let epoch = max(Monotonic.wallMilliseconds, position.epoch + 1, theirs.epoch + 1)
             let next = try write(
@@ -110,6 +159,20 @@ final class HolderLogs: Sendable {
         tell(head, then: told)
     }
 
+    /// Whether the log said something else when it was as long as they know it: a restored root that
+    /// went on, past what it had said before, until it met somebody.
+    private func isForked(
+        _ ours: HolderLogPosition, from theirs: HolderLogPosition
+    ) throws -> Bool {
+        guard theirs.epoch == ours.epoch, theirs.count > 0, theirs.count < ours.count else {
+            return false
+        }
+        let entry = try catalog.read {
+            try $0.logEntries(of: ours.node, epoch: ours.epoch, from: theirs.count, limit: 1).first
+        }
+        return entry.map { $0.number == theirs.count && $0.chain != theirs.chain } ?? false
+    }
+
     /// Under the lock of `position`.
     private func write(
         _ entries: [Volume.HolderLogEntry], behind position: HolderLogPosition, isNewEpoch: Bool
@@ -118,9 +181,11 @@ final class HolderLogs: Sendable {
         let now = Monotonic.wallMilliseconds
         var next = position
         var signed: [(StoredLogEntry, Volume.HolderLogEntry)] = []
-        for entry in entries {
+        for (index, entry) in entries.enumerated() {
             next = next.advanced(by: entry)
-            let signature = try identity.sign(next.signedBytes, for: .holderLogHead)
+            let isSigned = index == entries.count - 1 || index % Self.signedEvery == 0
+            let signature =
+                isSigned ? try identity.sign(next.signedBytes, for: .holderLogHead) : []
             signed.append(
                 (
                     StoredLogEntry(
@@ -184,12 +249,10 @@ final class HolderLogs: Sendable {
         }
     }
 
-    /// What a peer knows of this node's own log is never ahead of it, unless the root is an old one.
+    /// What a peer knows of this node's own log is a beginning of it, unless the root is an old one.
     private func heardOwn(_ theirs: HolderLogHead, told: @escaping @Sendable () -> Void) {
         guard theirs.epoch <= Self.epochMax, let ours = heads.withLock({ $0[theirs.node] }),
-            (theirs.epoch, theirs.count) > (ours.epoch, ours.count)
-                || ((theirs.epoch, theirs.count) == (ours.epoch, ours.count)
-                    && theirs.hash != ours.hash)
+            theirs != ours, theirs.epoch >= ours.epoch
         else { return }
         Task {
             do {
@@ -261,8 +324,8 @@ final class HolderLogs: Sendable {
 
     /// A part of a log that ends where its node has signed.
     func answer(_ request: PeerMessage.Holders) throws -> PeerResponse {
-        guard let node = NodeID(hex: request.node) else {
-            return .refusal(400, "That is no node id.")
+        guard let node = NodeID(hex: request.node), request.after < .max else {
+            return .refusal(400, "That is no part of a log.")
         }
         let own = node == identity.node
         let keyBytes = identity.publicKey.count
@@ -305,5 +368,12 @@ extension Transaction {
         case .lost(let extent): try setHolder(of: extent, node, nil, since: now)
         case .capacity(let bytes): try setMeta("capacity.\(node)", Array("\(bytes)".utf8))
         }
+    }
+}
+
+extension Reader {
+    /// What the node's log says it may store; nil: nothing is known of it.
+    func capacity(of node: NodeID) throws -> UInt64? {
+        try meta("capacity.\(node)").flatMap { UInt64(String(decoding: $0, as: UTF8.self)) }
     }
 }

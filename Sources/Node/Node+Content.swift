@@ -15,7 +15,7 @@ extension Node {
     static let cloneReserveBytes: UInt64 = 256 << 20
     static let helloFreeStep: UInt64 = 64 << 20
     static let housekeepingInterval = Duration.seconds(2)
-    /// Between counts of what only history holds.
+    /// Between counts of what only history holds, and notes of who is online.
     static let roundsPerCount = 30
 
     // MARK: Peers
@@ -38,7 +38,19 @@ extension Node {
             gossip.heard(peer)
             holderLogs.heard(peer, through: mesh) { [weak self] in self?.replicator.poke() }
             replicator.poke()
-        case .offline: replicator.poke()
+        case .offline(let peer):
+            replicator.poke()
+            Task { try? await Blocking.run { [weak self] in try self?.keepSeen([peer]) } }
+        }
+    }
+
+    /// When peers were heard last, for the time after the next start.
+    private func keepSeen(_ peers: [Peer]) throws {
+        for peer in peers {
+            try catalog.perform {
+                try $0.setNodeInfo(
+                    peer.node, seen: UInt64(max(0, peer.lastSeenMilliseconds)), info: nil)
+            }
         }
     }
 
@@ -47,60 +59,61 @@ extension Node {
     /// Files became objects here.
     func published(_ extents: [Extent]) {
         timeline.changed()
-        log(extents.map { .stored($0) })
+        note(extents)
     }
 
     /// Content from elsewhere became an object here, or an object turned out to be missing.
-    func arrived(_ extent: Extent, _ state: ContentState) {
-        switch state {
-        case .stored: log([.stored(extent)])
-        case .cached: log([.cached(extent)])
-        default: log([.lost(extent)])
-        }
-    }
+    func arrived(_ extent: Extent, _ state: ContentState) { note([extent]) }
 
     /// A clone came to nothing: others need not wait for it.
-    func gaveUp(_ extent: Extent) {
-        guard let state = try? exchange.state(of: extent), state == .none else { return }
-        log([.lost(extent)])
-    }
+    func gaveUp(_ extent: Extent) { note([extent]) }
 
-    private func log(_ entries: [Volume.HolderLogEntry]) {
-        guard !entries.isEmpty else { return }
+    private func note(_ extents: [Extent], cloning: Bool = false) {
         do {
-            try holderLogs.append(entries) { [mesh] in mesh.pokeAll() }
+            try holderLogs.note(extents, cloning: cloning) { [mesh] in mesh.pokeAll() }
         } catch { logger.error("holder log: \(error)") }
         replicator.poke()
     }
 
-    /// Another node asks this one to store a copy.
-    func acceptClone(_ extent: Extent) throws -> PeerMessage.CloneReply.Answer {
-        switch try exchange.state(of: extent) {
-        case .stored: return .stored
-        case .cached:
-            try catalog.perform {
-                try $0.setContentState(extent, .stored, at: Monotonic.wallMilliseconds)
+    /// Another node asks this one to store copies. Clones begin in the order in which they are asked
+    /// for, as many as there is room for.
+    func acceptClones(_ extents: [Extent]) throws -> [PeerMessage.CloneReply.Answer] {
+        try exchange.admission.withLock { _ in
+            var new: [Extent] = []
+            var room = CloneRoom(
+                free: try store.freeBytes(), used: catalog.local.bytes, capacity: capacityBytes,
+                clones: exchange.clones)
+            let isReady = running.withLock { $0.state } == "ready"
+            let answers = try extents.map { extent -> PeerMessage.CloneReply.Answer in
+                if try promote(extent) { return .stored }
+                guard isReady else { return .busy }
+                if exchange.isCloning(extent) || new.contains(extent) { return .accepted }
+                let answer = room.answer(extent)
+                if answer == .accepted { new.append(extent) }
+                return answer
             }
-            log([.stored(extent)])
-            return .stored
-        case .none: break
+            // Before they start: a clone that fails at once is to be taken back.
+            note(new, cloning: true)
+            for extent in new { _ = exchange.clone(extent) }
+            return answers
         }
-        guard running.withLock({ $0.state }) == "ready" else { return .busy }
-        if exchange.isCloning(extent) { return .accepted }
-        let used = try catalog.read { try $0.total(.stored).bytes + $0.total(.cached).bytes }
-        let free = try store.freeBytes()
-        guard free > extent.length + Self.cloneReserveBytes, used + extent.length <= capacityBytes
-        else { return .full }
-        guard exchange.cloning < Replicator.clonesMax else { return .busy }
-        // Before it starts: the entry must not come behind the one that says it is stored.
-        log([.cloning(extent)])
-        _ = exchange.clone(extent)
-        // Another request for it may have been faster.
-        switch try exchange.state(of: extent) {
-        case .stored: log([.stored(extent)])
-        case .cached, .none: break
+    }
+
+    /// What is here is a copy that counts from now on.
+    /// - Returns: false when it is not here.
+    @discardableResult
+    func promote(_ extent: Extent) throws -> Bool {
+        guard try exchange.confirmedState(of: extent) != .none else { return false }
+        let isStored = try catalog.perform { tx in
+            let state = try tx.content(extent.root)?.state
+            if state == .cached {
+                try tx.setContentState(extent, .stored, at: Monotonic.wallMilliseconds)
+            }
+            return state == .cached || state == .stored
         }
-        return .accepted
+        // Also when it was stored already: the log may have missed it.
+        note([extent])
+        return isStored
     }
 
     /// What came from elsewhere is in the catalog: the kernel forgets what it remembers of it.
@@ -117,8 +130,10 @@ extension Node {
                 // A hello is heard once: what could not be fetched then is tried again.
                 for peer in mesh.peers where peer.isOnline { heard(.changed(peer)) }
                 if round % Self.roundsPerCount == 0 {
-                    let bytes = try await Blocking.run { [catalog] in
-                        try catalog.unreferencedBytes()
+                    let peers = mesh.peers.filter(\.isOnline)
+                    let bytes = try await Blocking.run { [self] in
+                        try keepSeen(peers)
+                        return try catalog.snapshot { try $0.unreferencedBytes() }
                     }
                     running.withLock { $0.historyBytes = bytes }
                 }
@@ -170,18 +185,37 @@ extension Node {
     }
 }
 
-extension Catalog {
-    /// Bytes of complete content here that no file has.
-    fileprivate func unreferencedBytes() throws -> UInt64 {
-        var bytes: UInt64 = 0
-        var after: Int64 = 0
-        while true {
-            let batch = try read { try $0.holdings(after: after, limit: 1000) }
-            guard let last = batch.last else { return bytes }
-            after = last.number
-            for holding in batch where !holding.isReferenced {
-                if [.cached, .stored].contains(holding.state) { bytes += holding.extent.length }
-            }
+/// What a node can still take on, with the clones that are under way paid for.
+struct CloneRoom {
+    private let free: UInt64
+    private var used: UInt64
+    private let capacity: UInt64
+    private var missing: UInt64
+    private var count: Int
+    private var bytes: UInt64
+
+    init(free: UInt64, used: UInt64, capacity: UInt64, clones: ContentExchange.Clones) {
+        self.free = free
+        self.used = used + clones.bytes
+        self.capacity = capacity
+        missing = clones.missingBytes
+        count = clones.count
+        bytes = clones.bytes
+    }
+
+    mutating func answer(_ extent: Extent) -> PeerMessage.CloneReply.Answer {
+        let length = extent.length
+        guard free > missing + length + Node.cloneReserveBytes, used + length <= capacity else {
+            return .full
         }
+        guard
+            count < Replicator.clonesAnySizeMax
+                || count < Replicator.clonesMax && bytes + length <= Replicator.cloneBytesMax
+        else { return .busy }
+        used += length
+        missing += length
+        count += 1
+        bytes += length
+        return .accepted
     }
 }

@@ -54,9 +54,7 @@ extension Node {
             case ("POST", "/v1/whereis"):
                 let message = try JSONDecoder().decode(
                     ControlMessage.WhereIs.self, from: Data(request.body))
-                return try await Blocking.run { [self] in
-                    try encoded(try message.paths.map { try whereIs($0) })
-                }
+                return try encoded(await whereAre(message.paths))
             case ("POST", "/v1/wait"):
                 let message = try JSONDecoder().decode(
                     ControlMessage.Wait.self, from: Data(request.body))
@@ -72,46 +70,6 @@ extension Node {
         let encoder = JSONEncoder()
         encoder.outputFormatting = [.sortedKeys, .withoutEscapingSlashes]
         return PeerResponse(body: .bytes(Array(try encoder.encode(value))))
-    }
-
-    // MARK: whereis
-
-    private func whereIs(_ path: [UInt8]) throws -> Whereabouts {
-        let text = String(decoding: path, as: UTF8.self)
-        let (inode, content) = try catalog.read { reader in
-            var ino = InodeNumber.root
-            for part in path.split(separator: 0x2F) {
-                guard let name = FileName(Array(part)) else {
-                    throw NodeError("\(text) is no path.")
-                }
-                do { ino = try reader.lookup(ino, name).ino } catch {
-                    throw NodeError("There is no \(text) in the volume.")
-                }
-            }
-            guard let inode = try reader.inode(ino) else {
-                throw NodeError("There is no \(text) in the volume.")
-            }
-            let content = inode.kind == .file ? try reader.content(of: ino) : .empty
-            return (inode, content)
-        }
-        let holders =
-            content.extents.isEmpty
-            ? try everybody() : try holders(of: content.extents)
-        return Whereabouts(
-            path: text, ino: inode.ino.rawValue, length: content.length,
-            roots: content.extents.map { "\($0.root)" }, target: settings.copies,
-            copies: holders.filter { $0.stored && $0.complete && $0.online }.count,
-            holders: holders)
-    }
-
-    /// What lies in the metadata is on every node.
-    private func everybody() throws -> [Whereabouts.Holder] {
-        try catalog.read { try $0.nodeDescriptions() }.sorted { $0.key < $1.key }.map {
-            Whereabouts.Holder(
-                node: "\($0.key)", name: $0.value.name, machine: $0.value.machine,
-                online: $0.key == identity.node || mesh.peer($0.key)?.isOnline == true,
-                complete: true, stored: true)
-        }
     }
 
     // MARK: wait
@@ -139,13 +97,14 @@ extension Node {
         guard message.replicated else {
             return ControlMessage.WaitReply(outcome: .done, text: "")
         }
+        var replication = try await ReplicationWait(self)
         while true {
-            if let reply = try await replicationOutcome() {
+            if let reply = try await replication.outcome() {
                 if reply.outcome == .done { await catchUpStatus() }
                 return reply
             }
             guard Date() < deadline else { return late }
-            try await Task.sleep(for: Self.waitPoll)
+            try await Task.sleep(for: ReplicationWait.poll)
         }
     }
 
@@ -182,59 +141,22 @@ extension Node {
     /// The name of an online peer that has not taken in a commit; nil when all have.
     func unacknowledged(_ head: ObjectID) async -> String? {
         for peer in mesh.peers where peer.isOnline {
-            if peer.hello.announced == [head] { continue }
-            let body = try? JSONEncoder().encode(PeerMessage.HasCommit(commit: "\(head)"))
-            let reply = try? await mesh.request(
-                peer.node, path: "/v1/has-commit", body: Array(body ?? Data()),
-                timeout: .seconds(2)
-            ).successful()
-            let has = reply.flatMap {
-                try? JSONDecoder().decode(
-                    PeerMessage.HasCommitReply.self, from: Data($0.body)
-                ).has
-            }
-            if has != true, mesh.peer(peer.node)?.isOnline == true { return peer.hello.name }
+            if await hasTaken(head, peer) { continue }
+            if mesh.peer(peer.node)?.isOnline == true { return peer.hello.name }
         }
         return nil
     }
 
-    /// Asks the holders themselves whether every content has its copies.
-    /// - Returns: nil while copies are being made.
-    private func replicationOutcome() async throws -> ControlMessage.WaitReply? {
-        let peers = mesh.peers.filter(\.isOnline)
-        let able = peers.filter { $0.hello.capacityBytes > 0 }.count + (capacityBytes > 0 ? 1 : 0)
-        var confirmed: [Extent: Int] = [:]
-        var after: Int64 = 0
-        while true {
-            let batch = try await Blocking.run { [catalog, after] in
-                try catalog.read { try $0.holdings(after: after, limit: 1000) }
-            }
-            guard let last = batch.last else { break }
-            after = last.number
-            for holding in batch where holding.isReferenced {
-                confirmed[holding.extent] = holding.state == .stored ? 1 : 0
-            }
+    func hasTaken(_ head: ObjectID, _ peer: Peer) async -> Bool {
+        if peer.hello.announced == [head] { return true }
+        let body = try? JSONEncoder().encode(PeerMessage.HasCommit(commit: "\(head)"))
+        let reply = try? await mesh.request(
+            peer.node, path: "/v1/has-commit", body: Array(body ?? Data()),
+            timeout: .seconds(2)
+        ).successful()
+        let has = reply.flatMap {
+            try? JSONDecoder().decode(PeerMessage.HasCommitReply.self, from: Data($0.body)).has
         }
-        if confirmed.isEmpty { return ControlMessage.WaitReply(outcome: .done, text: "") }
-        let extents = Array(confirmed.keys)
-        for peer in peers {
-            for start in stride(from: 0, to: extents.count, by: 1000) {
-                let part = Array(extents[start..<min(start + 1000, extents.count)])
-                guard let states = try? await exchange.whoHas(part, peer.node) else { break }
-                for (extent, state) in zip(part, states) where state == .stored {
-                    confirmed[extent, default: 0] += 1
-                }
-            }
-        }
-        let missing = confirmed.values.filter { $0 < settings.copies }.count
-        if missing == 0 { return ControlMessage.WaitReply(outcome: .done, text: "") }
-        if able < settings.copies {
-            return ControlMessage.WaitReply(
-                outcome: .impossible,
-                text:
-                    "\(missing) contents cannot get \(settings.copies) copies: only \(able) online disks store any. Start more nodes."
-            )
-        }
-        return nil
+        return has == true
     }
 }

@@ -24,8 +24,7 @@ extension Node {
         let free = (try? store.freeBytes()) ?? 0
         let lacking = replicator.lacking
         let counts = (try? catalog.perform { $0.counts }) ?? Counts()
-        let stored = (try? catalog.read { try $0.total(.stored) }) ?? (0, 0)
-        let cached = (try? catalog.read { try $0.total(.cached) }) ?? (0, 0)
+        let local = catalog.local
         let transfers = transfers()
         let incoming = transfers.filter { $0.direction == "in" }.reduce(0) {
             $0 + $1.bytesPerSecond
@@ -37,11 +36,11 @@ extension Node {
             passthrough: mount?.session.features.map { $0.passthrough != .none } ?? false,
             transport: settings.transport.rawValue, head: timeline.applied?.description ?? "",
             unpublished: publisher.unpublished, capacityBytes: capacityBytes,
-            usedBytes: stored.1 + cached.1, freeBytes: free, historyBytes: historyBytes,
+            usedBytes: local.bytes, freeBytes: free, historyBytes: historyBytes,
             copiesTarget: settings.copies, problems: problems(lacking), peers: peers(),
             contents: Status.Contents(
                 files: Int(counts.files), bytes: counts.bytes,
-                localFiles: Int(stored.0 + cached.0), localBytes: stored.1 + cached.1,
+                localFiles: Int(local.count), localBytes: local.bytes,
                 underReplicated: lacking.underReplicated, unavailable: lacking.unavailable),
             transfers: transfers,
             repair: Status.Repair(
@@ -78,7 +77,7 @@ extension Node {
     }
 
     private func problems(
-        _ lacking: (underReplicated: Status.Amount, unavailable: Status.Amount)
+        _ lacking: Replicator.Amounts
     ) -> [Status.Problem] {
         var problems = mesh.problems.map {
             Status.Problem(

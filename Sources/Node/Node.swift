@@ -209,17 +209,18 @@ public final class Node: Sendable {
             node: identity.node, diskBytes: facts.capacityBytes, logger: logger,
             surroundings: Collector.Surroundings(
                 isFull: { [space] in space.isFull },
-                log: { entries in try logs.append(entries) { mesh.pokeAll() } }))
+                note: { extent in try logs.note([extent]) { mesh.pokeAll() } }))
         gossip = Gossip(
             mesh: mesh, timeline: timeline, logger: logger)
         let (copies, machine, capacity) = (joined.copies, file.machine, capacityBytes)
         let grace = configuration.graceSeconds
         replicator = Replicator(
-            catalog: catalog, mesh: mesh, node: identity.node, logger: logger
-        ) {
-            Replicator.Options(
-                copies: copies, machine: machine, capacity: capacity, graceSeconds: grace)
-        }
+            catalog: catalog, mesh: mesh, node: identity.node, logger: logger,
+            options: {
+                Replicator.Options(
+                    copies: copies, machine: machine, capacity: capacity, graceSeconds: grace)
+            },
+            promote: { extent in try link.node?.promote(extent) })
         publisher = Publisher(catalog: catalog, store: store, logger: logger) { extents in
             link.node?.published(extents)
         }

@@ -48,10 +48,11 @@ enum PeerMessage {
         var states: [State]
     }
 
-    /// `POST /v1/clone`: asks the node to store a copy.
+    /// `POST /v1/clone`: asks the node to store copies.
+    struct Clone: Codable { var extents: [ExtentName] }
     struct CloneReply: Codable {
         enum Answer: String, Codable { case accepted, stored, full, busy, draining }
-        var answer: Answer
+        var answers: [Answer]
     }
 
     /// `POST /v1/holders`: a node's log from behind entry `after`.

@@ -13,9 +13,9 @@ struct PeerService {
     /// Bytes of a request body, by route; nil for what is no route.
     static func bodyLimit(_ path: String) -> Int? {
         switch path {
-        case "/v1/pack": 64 << 10
+        case "/v1/pack", "/v1/clone": 64 << 10
         case "/v1/who-has": 1 << 20
-        case "/v1/has-commit", "/v1/open", "/v1/clone", "/v1/holders": 4096
+        case "/v1/has-commit", "/v1/open", "/v1/holders": 4096
         default: nil
         }
     }
@@ -30,10 +30,7 @@ struct PeerService {
                 else { return .refusal(400, "That is no extent.") }
                 return try await node.exchange.serve(extent)
             case "/v1/who-has": return try await whoHas(decode(request))
-            case "/v1/clone":
-                guard let extent = try decode(request, as: PeerMessage.ExtentName.self).extent
-                else { return .refusal(400, "That is no extent.") }
-                return try await clone(extent)
+            case "/v1/clone": return try await clone(decode(request))
             case "/v1/holders":
                 let message: PeerMessage.Holders = try decode(request)
                 return try await Blocking.run { [logs = node.holderLogs] in
@@ -77,14 +74,17 @@ struct PeerService {
         }
         let extents = message.extents.map(\.extent)
         let states = try await Blocking.run { [exchange = node.exchange] in
-            try extents.map { try $0.map { try exchange.state(of: $0) } ?? .none }
+            try extents.map { try $0.map { try exchange.confirmedState(of: $0) } ?? .none }
         }
         return try reply(PeerMessage.WhoHasReply(states: states))
     }
 
-    private func clone(_ extent: Extent) async throws -> PeerResponse {
-        let node = node
-        let answer = try await Blocking.run { try node.acceptClone(extent) }
-        return try reply(PeerMessage.CloneReply(answer: answer))
+    private func clone(_ message: PeerMessage.Clone) async throws -> PeerResponse {
+        let extents = message.extents.compactMap(\.extent)
+        guard extents.count == message.extents.count, extents.count <= Replicator.clonesMax else {
+            return .refusal(400, "Those are no extents, or too many at once.")
+        }
+        let answers = try await Blocking.run { [node] in try node.acceptClones(extents) }
+        return try reply(PeerMessage.CloneReply(answers: answers))
     }
 }

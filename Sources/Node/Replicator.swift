@@ -1,5 +1,4 @@
 import Catalog
-import Foundation
 import FoundationEssentials
 import Logging
 import Mesh
@@ -12,25 +11,45 @@ import Volume
 ///
 /// Which holder does it is decided by `RepairOwnership`, so that no two do the same repair; it
 /// needs no election and no lock, and the next one takes over after a time without progress.
+///
+/// All contents are looked at when the set of live nodes has changed and every `surveyInterval`;
+/// otherwise those alone whose holders or references changed.
 final class Replicator: Sendable {
     static let interval = Duration.seconds(1)
-    /// Contents looked at per pass.
-    static let scanMax = 4096
-    /// Clones that this node has asked for and that are not confirmed yet.
-    static let outstandingMax = 32
-    /// Clones that this node makes at a time for others.
-    static let clonesMax = 8
+    /// Between passes: what is learned meanwhile is dealt with together.
+    static let passPause = Duration.milliseconds(50)
+    /// Between looks at all contents: because of time alone, and at the least.
+    static let surveyInterval = Duration.seconds(300)
+    static let surveyPause = Duration.seconds(1)
+    /// Contents looked at under one lock.
+    static let surveyStep = 4096
+    static let changesStep = 256
+    /// Clones that a node makes at a time: so many of any size, and more as long as they are small
+    /// together. As many are asked of it before they are confirmed.
+    static let clonesAnySizeMax = 8
+    static let clonesMax = 64
+    static let cloneBytesMax: UInt64 = 64 << 20
     /// A clone that was accepted and is not confirmed in its holder's log is asked for again after
     /// this long: only the node itself knows whether it is still at it.
     static let patience = Duration.seconds(30)
+    /// Until a node is asked again: one that was busy, unless it confirms a clone before; one that
+    /// did not answer; one that was full, for what is as large.
+    static let busyPause = Duration.seconds(1)
+    static let silentPause = Duration.seconds(5)
+    static let fullPause = Duration.seconds(30)
+    static let askTimeout = Duration.seconds(5)
 
     private let catalog: Catalog
     private let mesh: Mesh
     private let node: NodeID
     private let logger: Logger
     private let options: @Sendable () -> Options
-    private let state = Mutex(State())
+    /// Makes a cached copy here one that counts.
+    private let promote: @Sendable (Extent) throws -> Void
+    private let amounts = Mutex(Amounts())
     private let wakeup = AsyncStream<Void>.makeStream(bufferingPolicy: .bufferingNewest(1))
+    /// When this node began to listen for others.
+    private let started = Int64(Monotonic.wallMilliseconds)
 
     struct Options: Sendable {
         var copies: Int
@@ -39,43 +58,27 @@ final class Replicator: Sendable {
         var graceSeconds: Int
     }
 
-    private struct Request: Hashable {
-        let extent: Extent
-        let node: NodeID
-    }
-
-    private enum Answer {
-        case accepted
-        /// Busy, or nothing was heard: the same node may take it soon.
-        case later
-        /// Full, draining or not there.
-        case never
-    }
-
-    private struct State {
-        var asked: [Request: ContinuousClock.Instant] = [:]
-        /// Since when a root has too few copies, as far as this node has noticed.
-        var since: [ContentRoot: ContinuousClock.Instant] = [:]
-        var refusedUntil: [NodeID: (time: ContinuousClock.Instant, answer: Answer)] = [:]
+    struct Amounts: Sendable {
+        /// Contents with fewer live copies than the target.
         var underReplicated = Status.Amount(files: 0, bytes: 0)
+        /// Contents that no online node has.
         var unavailable = Status.Amount(files: 0, bytes: 0)
     }
 
     init(
         catalog: Catalog, mesh: Mesh, node: NodeID, logger: Logger,
-        options: @escaping @Sendable () -> Options
+        options: @escaping @Sendable () -> Options,
+        promote: @escaping @Sendable (Extent) throws -> Void
     ) {
         self.catalog = catalog
         self.mesh = mesh
         self.node = node
         self.logger = logger
         self.options = options
+        self.promote = promote
     }
 
-    /// Contents with fewer live copies than the target, and those without any.
-    var lacking: (underReplicated: Status.Amount, unavailable: Status.Amount) {
-        state.withLock { ($0.underReplicated, $0.unavailable) }
-    }
+    var lacking: Amounts { amounts.withLock { $0 } }
 
     /// Something changed: look soon.
     func poke() { wakeup.continuation.yield() }
@@ -88,170 +91,123 @@ final class Replicator: Sendable {
             }
         }
         defer { ticker.cancel() }
+        var plan = RepairPlan(node: node)
         for await _ in wakeup.stream {
             if Task.isCancelled { return }
-            do { try await pass() } catch { logger.error("replication: \(error)") }
+            do { try await pass(&plan) } catch { logger.error("replication: \(error)") }
+            try? await Task.sleep(for: Self.passPause)
         }
     }
 
-    /// Nodes whose copies count: this one, those online, those absent for less than the grace time.
-    private func live(_ options: Options) -> [PlacementNode] {
+    private func pass(_ plan: inout RepairPlan) async throws {
+        let options = options()
+        let (nodes, online) = try await Blocking.run { [self] in try live(options) }
+        plan.setNodes(nodes, online: online, copies: options.copies)
+        try await look(&plan)
+        let now = ContinuousClock.now
+        plan.expire(now)
+        for extent in plan.promotions(now) {
+            try await Blocking.run { [promote] in try promote(extent) }
+        }
+        let requests = plan.requests(now)
+        amounts.withLock { $0 = plan.amounts }
+        guard !requests.isEmpty else { return }
+        await withTaskGroup(of: (NodeID, [RepairPlan.Lack], Answers?).self) { group in
+            for (candidate, contents) in requests {
+                group.addTask {
+                    (candidate, contents, await self.ask(candidate, contents.map(\.extent)))
+                }
+            }
+            for await (candidate, contents, answers) in group {
+                plan.answered(candidate, contents, answers, ContinuousClock.now)
+            }
+        }
+        // Who was refused is to be replaced, and there may be room for more.
+        poke()
+    }
+
+    /// Nodes whose copies count: this one, those online, those absent for less than the grace time,
+    /// which for nodes not heard since this one started begins with that.
+    private func live(_ options: Options) throws -> ([PlacementNode], online: Set<NodeID>) {
         let now = Int64(Monotonic.wallMilliseconds)
         let grace = Int64(options.graceSeconds) * 1000
-        let peers = mesh.peers.filter { $0.isOnline || now - $0.lastSeenMilliseconds < grace }
-        return [
-            PlacementNode(id: node, machine: options.machine, capacity: options.capacity)
-        ]
-            + peers.map {
-                PlacementNode(
-                    id: $0.node, machine: $0.hello.machine, capacity: $0.hello.capacityBytes)
+        let peers = mesh.peers
+        let heard = Set(peers.map(\.node) + [node])
+        let live = peers.filter { $0.isOnline || now - $0.lastSeenMilliseconds < grace }.map {
+            PlacementNode(
+                id: $0.node, machine: $0.hello.machine, capacity: $0.hello.capacityBytes)
+        }
+        let absent = try catalog.read { reader in
+            try reader.nodes().compactMap { entry -> PlacementNode? in
+                guard let machine = entry.description?.machine, !heard.contains(entry.id),
+                    now - max(Int64(clamping: entry.seen ?? 0), started) < grace
+                else { return nil }
+                return PlacementNode(
+                    id: entry.id, machine: machine,
+                    capacity: try reader.capacity(of: entry.id) ?? 0)
             }
+        }
+        let own = PlacementNode(id: node, machine: options.machine, capacity: options.capacity)
+        return ([own] + live + absent, Set(peers.filter(\.isOnline).map(\.node) + [node]))
     }
 
-    private func pass() async throws {
-        let options = options()
-        let nodes = live(options)
-        try await Blocking.run { [self] in try settle() }
+    /// Brings the plan up to date.
+    private func look(_ plan: inout RepairPlan) async throws {
+        let now = ContinuousClock.now
+        let changes = catalog.takeContentChanges()
+        if changes == .all { plan.mustSurvey = true }
+        if case .these(let numbers) = changes {
+            let numbers = Array(numbers)
+            for start in stride(from: 0, to: numbers.count, by: Self.changesStep) {
+                let part = numbers[start..<min(start + Self.changesStep, numbers.count)]
+                let holdings = try await Blocking.run { [catalog] in
+                    try catalog.read { reader in
+                        try part.map { ($0, try reader.holding($0)) }
+                    }
+                }
+                for (number, holding) in holdings { plan.update(number, holding, at: now) }
+            }
+        }
+        if plan.isSurveyDue(now) { try await survey(&plan, now) }
+    }
+
+    /// Looks at all contents. What changed lately is committed first, for it was taken from the
+    /// list of changes.
+    private func survey(_ plan: inout RepairPlan, _ now: ContinuousClock.Instant) async throws {
+        let rule = plan.rule
+        try await Blocking.run { [catalog] in try catalog.commitBatch() }
+        var found: [Int64: Holding] = [:]
         var after: Int64? = 0
-        var lacking = Status.Amount(files: 0, bytes: 0)
-        var unavailable = Status.Amount(files: 0, bytes: 0)
-        var roots: Set<ContentRoot> = []
         while let number = after {
-            let (found, next) = try await Blocking.run { [catalog] in
-                try catalog.read {
-                    try $0.underReplicated(
-                        online: nodes.map(\.id), target: options.copies, after: number,
-                        limit: Self.scanMax)
+            let (holdings, next) = try await Blocking.run { [catalog] in
+                try catalog.snapshot { reader in
+                    let page = try reader.lacking(rule, after: number, limit: Self.surveyStep)
+                    return (try page.found.compactMap { try reader.holding($0) }, page.next)
                 }
             }
-            for (extent, copies) in found {
-                lacking.files += 1
-                lacking.bytes += extent.length
-                if copies == 0 {
-                    unavailable.files += 1
-                    unavailable.bytes += extent.length
-                }
-                roots.insert(extent.root)
-                try await consider(extent, nodes, options)
-            }
+            for holding in holdings { found[holding.number] = holding }
             after = next
         }
-        let now = ContinuousClock.now
-        state.withLock { [lacking, unavailable, roots] state in
-            state.underReplicated = lacking
-            state.unavailable = unavailable
-            state.since = state.since.filter { roots.contains($0.key) }
-            state.asked = state.asked.filter { now - $0.value < Self.patience }
-        }
+        plan.surveyed(found, at: now)
     }
 
-    /// Asks for the copies that one content lacks, when that is this node's to do.
-    private func consider(
-        _ extent: Extent, _ nodes: [PlacementNode], _ options: Options
-    ) async throws {
-        let holders = try await Blocking.run { [catalog] in
-            try catalog.read { try $0.holders(of: extent.root) }
-        }
-        let living = Set(nodes.map(\.id))
-        let stored = holders.filter { $0.state == .stored && living.contains($0.node) }.map(\.node)
-        guard stored.contains(node) else { return }
-        let now = ContinuousClock.now
-        let since = state.withLock { state in
-            let since = state.since[extent.root] ?? now
-            state.since[extent.root] = since
-            return since
-        }
-        guard let delay = RepairOwnership.delay(of: node, root: extent.root, holders: stored),
-            now - since >= .seconds(delay)
-        else { return }
-        var cloning = Set(
-            state.withLock { $0.asked.keys.filter { $0.extent == extent }.map(\.node) }
-        ).intersection(living).subtracting(stored)
-        for holder in holders where holder.state == .cloning && living.contains(holder.node) {
-            // What the log says may have ended with a restart of that node.
-            if cloning.contains(holder.node) { continue }
-            if await ask(holder.node, extent, isRenewal: true) == .accepted {
-                cloning.insert(holder.node)
-            }
-        }
-        var missing = options.copies - stored.count - cloning.count
-        var used = Set(
-            nodes.filter { stored.contains($0.id) || cloning.contains($0.id) }.map(\.machine))
-        let candidates = Placement.order(of: extent.root, among: nodes)
-            .filter { !stored.contains($0.id) && !cloning.contains($0.id) }
-        // Other machines first; a second disk of one only when no machine is left.
-        for onFreshMachine in [true, false] {
-            var mayComeLater = false
-            for candidate in candidates where missing > 0 {
-                guard used.contains(candidate.machine) != onFreshMachine else { continue }
-                switch await ask(candidate.id, extent) {
-                case .accepted:
-                    missing -= 1
-                    used.insert(candidate.machine)
-                case .later: mayComeLater = true
-                case .never: break
-                }
-            }
-            // A machine that is only busy can take it soon: it is worth the wait.
-            if mayComeLater { return }
-        }
-    }
+    typealias Answers = [PeerMessage.CloneReply.Answer]
 
-    /// - Parameter isRenewal: what it refused of other contents says nothing of this one.
-    private func ask(
-        _ candidate: NodeID, _ extent: Extent, isRenewal: Bool = false
-    ) async -> Answer {
-        let now = ContinuousClock.now
-        guard mesh.peer(candidate)?.isOnline == true else { return .never }
-        let obstacle = state.withLock { state -> Answer? in
-            if let refusal = state.refusedUntil[candidate], now < refusal.time {
-                return refusal.answer
-            }
-            return state.asked.count < Self.outstandingMax ? nil : .later
-        }
-        if let obstacle, !isRenewal { return obstacle }
+    /// - Returns: nil when it did not answer.
+    private func ask(_ candidate: NodeID, _ extents: [Extent]) async -> Answers? {
         do {
-            let body = try JSONEncoder().encode(PeerMessage.ExtentName(extent))
+            let message = PeerMessage.Clone(extents: extents.map(PeerMessage.ExtentName.init))
             let reply = try await mesh.request(
-                candidate, path: "/v1/clone", body: Array(body), timeout: .seconds(5)
+                candidate, path: "/v1/clone", body: Array(try JSONEncoder().encode(message)),
+                timeout: Self.askTimeout
             ).successful()
-            let answer = try JSONDecoder().decode(
+            let answers = try JSONDecoder().decode(
                 PeerMessage.CloneReply.self, from: Data(reply.body)
-            ).answer
-            switch answer {
-            case .accepted, .stored:
-                state.withLock { $0.asked[Request(extent: extent, node: candidate)] = now }
-                return .accepted
-            case .busy:
-                state.withLock { $0.refusedUntil[candidate] = (now + .seconds(1), .later) }
-                return .later
-            case .full, .draining:
-                state.withLock { $0.refusedUntil[candidate] = (now + .seconds(30), .never) }
-                return .never
-            }
+            ).answers
+            return answers.count == extents.count ? answers : nil
         } catch {
             logger.debug("asking \(candidate) to clone: \(error)")
-            // Who does not answer is not asked again at once, for every content.
-            state.withLock { $0.refusedUntil[candidate] = (now + .seconds(5), .never) }
-            return .never
-        }
-    }
-
-    /// A holder's log confirmed a copy, or took it back.
-    func confirmed(_ extents: some Sequence<Extent>, by node: NodeID) {
-        state.withLock { state in
-            for extent in extents { state.asked[Request(extent: extent, node: node)] = nil }
-        }
-    }
-
-    /// Forgets requests whose outcome the holder logs tell by now.
-    func settle() throws {
-        let asked = state.withLock { Array($0.asked.keys) }
-        for request in asked {
-            let holders = try catalog.read { try $0.holders(of: request.extent.root) }
-            if holders.contains(where: { $0.node == request.node && $0.state == .stored }) {
-                confirmed([request.extent], by: request.node)
-            }
+            return nil
         }
     }
 }

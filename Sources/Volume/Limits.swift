@@ -26,5 +26,5 @@ public enum Limits {
     // MARK: Implementation
 
     /// Content up to this size travels inside the peer API's open reply instead of by swarm.
-    public static let openReplyBytesMax: UInt64 = 256 << 10
+    public static let openReplyBytesMax: UInt64 = 1 << 20
 }

@@ -25,8 +25,6 @@ struct ContentTests {
                         == [extents[1], extents[0]])
                 #expect(try reader.content(extents[2].root)?.verified == [3])
                 #expect(try reader.content(extents[1].root)?.verified == nil)
-                let total = try reader.total(.cached)
-                #expect(total == (2, 140_000))
                 #expect(try reader.content(extent(9).root) == nil)
             }
         }
@@ -48,25 +46,40 @@ struct ContentTests {
                 // No file has it.
                 try transaction.setHolder(of: extents[2], nodes[2], .stored, since: 1)
             }
-            func missing(_ online: [NodeID]) throws -> [Extent: Int] {
-                var found: [Extent: Int] = [:]
+            /// Nodes 0 and 1 are in one machine, 2 and 3 in another.
+            func missing(
+                _ online: [Int], machines: Int = 1, absent: Int? = nil
+            ) throws -> [Extent] {
+                var found: [Extent] = []
+                let places = online.map {
+                    (nodes[$0], CopyRule.Place(machine: "m\($0 / 2)", isOnline: $0 != absent))
+                }
+                let rule = CopyRule(
+                    places: Dictionary(uniqueKeysWithValues: places), copies: 2,
+                    machinesMin: machines)
                 var number: Int64? = 0
                 while let after = number {
-                    let page = try catalog.read {
-                        try $0.underReplicated(online: online, target: 2, after: after, limit: 1)
+                    number = try catalog.read { reader in
+                        let page = try reader.lacking(rule, after: after, limit: 1)
+                        for number in page.found {
+                            found.append(try #require(try reader.holding(number)).extent)
+                        }
+                        return page.next
                     }
-                    for (extent, copies) in page.found { found[extent] = copies }
-                    number = page.next
                 }
                 return found
             }
-            #expect(try missing(nodes) == [extents[1]: 1])
-            #expect(try missing([nodes[1]]) == [extents[0]: 1, extents[1]: 0])
-            #expect(try missing([]) == [extents[0]: 0, extents[1]: 0])
+            #expect(try missing([0, 1, 2, 3]) == [extents[1]])
+            // Two disks of one machine.
+            #expect(try missing([0, 1, 2, 3], machines: 2) == Array(extents[..<2]))
+            #expect(try missing([0, 1, 2, 3], absent: 0) == [extents[1]])
+            #expect(try missing([1]) == Array(extents[..<2]))
+            #expect(try missing([]) == Array(extents[..<2]))
             let holdings = try catalog.read { try $0.holdings(after: 0, limit: 9) }
             #expect(holdings.map(\.extent) == extents)
             #expect(holdings.map(\.isReferenced) == [true, true, false])
-            #expect(holdings[1].holders.map(\.state) == [.stored, .cached, .cloning])
+            let holding = try catalog.read { try $0.holding(holdings[1].number) }
+            #expect(holding?.holders.map(\.state) == [.stored, .cached, .cloning])
 
             try catalog.perform { try $0.clearHolders(nodes[2]) }
             #expect(try catalog.perform { try $0.forgetContents(after: 0, limit: 9) } == nil)
@@ -76,6 +89,137 @@ struct ContentTests {
             try catalog.perform { try $0.setHolder(of: extents[0], nodes[0], nil, since: 9) }
             #expect(
                 try catalog.read { try $0.holders(of: extents[0].root) }.map(\.node) == [nodes[1]])
+        }
+    }
+
+    @Test func changesOfHoldersAndReferencesAreNoted() throws {
+        try withCatalog { catalog in
+            let (one, other) = (try extent(1), try extent(2))
+            let file = try catalog.make("f")
+            try catalog.perform {
+                try $0.setHolder(of: one, nodes[0], .stored, since: 1)
+                try $0.setHolder(of: other, nodes[0], .stored, since: 1)
+            }
+            let numbers = try catalog.read { try $0.holdings(after: 0, limit: 9) }.map(\.number)
+            #expect(catalog.takeContentChanges() == .these(Set(numbers)))
+            #expect(catalog.takeContentChanges() == .these([]))
+            func setContent(_ content: Content) throws {
+                _ = try catalog.perform {
+                    try $0.setContent(file.ino, content, modified: time(1), now: time(1))
+                }
+            }
+            try setContent(.extents([one]))
+            #expect(catalog.takeContentChanges() == .these([numbers[0]]))
+            // The file has it no more: that is a change too.
+            try setContent(.inline([1]))
+            #expect(catalog.takeContentChanges() == .these([numbers[0]]))
+            try catalog.perform { try $0.clearHolders(nodes[0]) }
+            #expect(catalog.takeContentChanges() == .all)
+        }
+    }
+
+    @Test func localContentIsCountedWithoutAQuery() throws {
+        let seed = newSeed()
+        var random = SeededGenerator(seed: seed)
+        try withDirectory { directory in
+            var catalog = try openCatalog(directory)
+            try makeRoot(catalog)
+            var states: [UInt8: ContentState] = [:]
+            func expected() throws -> [UInt64] {
+                let stored = try states.filter { $0.value == .stored }.map { try extent($0.key) }
+                let cached = try states.filter { $0.value == .cached }.map { try extent($0.key) }
+                return [
+                    UInt64(stored.count), stored.reduce(0) { $0 + $1.length },
+                    UInt64(cached.count), cached.reduce(0) { $0 + $1.length },
+                ]
+            }
+            func counted() -> [UInt64] {
+                let local = catalog.local
+                return [
+                    local.stored.count, local.stored.bytes, local.cached.count, local.cached.bytes,
+                ]
+            }
+            for _ in 0..<200 {
+                let byte = UInt8.random(in: 1...20, using: &random)
+                let state = try #require(
+                    ContentState(rawValue: Int64.random(in: 0...4, using: &random)))
+                try catalog.perform {
+                    try $0.setContentState(try extent(byte), state, at: 1)
+                }
+                states[byte] = state
+                // What is taken back was never there.
+                try? catalog.perform {
+                    try $0.setContentState(try extent(byte), .stored, at: 1)
+                    throw Errno.ioError
+                }
+            }
+            #expect(counted() == (try expected()), "seed \(seed)")
+            catalog.close()
+            catalog = try openCatalog(directory)
+            defer { catalog.close() }
+            #expect(counted() == (try expected()), "seed \(seed)")
+        }
+    }
+
+    @Test func aWrongLengthThatWasClaimedFirstDoesNotWin() throws {
+        try withCatalog { catalog in
+            let right = try extent(1)
+            let wrong = Extent(root: right.root, length: right.length + 1)
+            let file = try catalog.make("f")
+            try catalog.perform { transaction in
+                try transaction.setHolder(of: wrong, nodes[0], .stored, since: 1)
+                try transaction.setContentState(wrong, .partial, verified: [0], at: 1)
+                _ = try transaction.setContent(
+                    file.ino, .extents([right]), modified: time(1), now: time(1))
+            }
+            try catalog.read { (reader: Reader) throws in
+                #expect(try reader.content(of: file.ino) == .extents([right]))
+                let entry = try #require(try reader.content(right.root))
+                #expect(entry.extent == right)
+                #expect(entry.state == .absent)
+                #expect(entry.verified == nil)
+            }
+            try catalog.perform { transaction in
+                try transaction.setContentState(right, .stored, at: 1)
+                // What names it by another length says nothing.
+                try transaction.setHolder(of: wrong, nodes[1], .stored, since: 1)
+                #expect(throws: Errno.invalidArgument) {
+                    try transaction.setContentState(wrong, .partial, verified: [0], at: 1)
+                }
+            }
+            #expect(
+                try catalog.read { try $0.holders(of: right.root) }.map(\.node) == [nodes[0]])
+            // What is complete has proved its length.
+            #expect(throws: Errno.ioError) {
+                try catalog.perform {
+                    _ = try $0.setContent(
+                        file.ino, .extents([wrong]), modified: time(2), now: time(2))
+                }
+            }
+            #expect(try catalog.read { try $0.content(right.root) }?.state == .stored)
+        }
+    }
+
+    @Test func aLogThatSaysSomethingElseThanTheStateIsFound() throws {
+        try withCatalog { catalog in
+            let extents = try (1...6).map { try extent(UInt8($0)) }
+            try catalog.perform { transaction in
+                try transaction.setContentState(extents[0], .stored, at: 1)
+                try transaction.setHolder(of: extents[0], nodes[0], .stored, since: 1)
+                try transaction.setContentState(extents[1], .cached, at: 1)
+                try transaction.setHolder(of: extents[1], nodes[0], .cached, since: 1)
+                // Stored and never said; said by another node alone.
+                try transaction.setContentState(extents[2], .stored, at: 1)
+                try transaction.setHolder(of: extents[2], nodes[1], .stored, since: 1)
+                try transaction.setContentState(extents[3], .stored, at: 1)
+                try transaction.setHolder(of: extents[3], nodes[0], .cached, since: 1)
+                // A clone that a crash ended; what is not here.
+                try transaction.setContentState(extents[4], .partial, at: 1)
+                try transaction.setHolder(of: extents[4], nodes[0], .cloning, since: 1)
+                try transaction.setHolder(of: extents[5], nodes[0], .stored, since: 1)
+            }
+            let found = try catalog.read { try $0.misstated(by: nodes[0]) }
+            #expect(Set(found) == Set(extents[2...]))
         }
     }
 

@@ -61,6 +61,54 @@ extension EndToEnd {
             }
         }
 
+        @Test("A copy whose file is gone is no copy, and is made again")
+        func vanishedObject() async throws {
+            try await Workshop.open { workshop in
+                let network = try await Network(workshop)
+                let a = try NodeProcess("a", on: try await network.host())
+                let b = try NodeProcess("b", on: try await network.host())
+                try await a.create()
+                try await b.join(a)
+                try await b.waitForPeers("a")
+                try await a.sh("head -c 3M /dev/urandom >file; head -c 99K /dev/urandom >other")
+                    .succeeded()
+                try await a.waitReplicated()
+                #expect(try await a.whereIs("file").copies == 2)
+                try await b.host.sh("rm -rf '\(b.root)'/objects/??/*").succeeded()
+                // It asks b, which looks at its disk.
+                try await a.waitReplicated()
+                let count = try await b.host.sh(
+                    "find '\(b.root)'/objects/ -type f -size +90k | wc -l")
+                #expect(count.line == "2")
+                #expect(try await b.sha256("file") == a.sha256("file"))
+            }
+        }
+
+        @Test("What no online disk has cannot be replicated, and wait says so at once")
+        func impossible() async throws {
+            try await Workshop.open { workshop in
+                let network = try await Network(workshop)
+                let a = try NodeProcess("a", on: try await network.host())
+                let b = try NodeProcess("b", on: try await network.host())
+                let c = try NodeProcess("c", on: try await network.host())
+                try await a.create("--copies", "1")
+                try await b.join(a)
+                try await c.join(a)
+                try await b.waitForPeers("a", "c")
+                try await a.sh("head -c 1M /dev/urandom >file").succeeded()
+                try await b.sees("file")
+                try await a.waitReplicated()
+                try await a.kill9()
+                try await b.waitForPeers("c", within: Bounds.offline)
+                let outcome = try await b.command("wait", "--replicated", "--timeout", "30")
+                #expect(outcome.status == 1, "\(outcome)")
+                #expect(outcome.errors.contains("no disk that is online"), "\(outcome.errors)")
+                try await eventually("status says so", within: Bounds.online) {
+                    try await b.status().problems.contains { $0.code == "unavailable" }
+                }
+            }
+        }
+
         @Test("With no holder left a read ends in EIO, and other files are unaffected")
         func nobodyTakesOver() async throws {
             try await Workshop.open { workshop in

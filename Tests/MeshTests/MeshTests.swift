@@ -409,3 +409,19 @@ actor Gathering {
         #expect(table.entries.values.first?.peer.endpoint == Self.endpoint(3))
     }
 }
+
+struct HelloTests {
+    @Test func aDiskLargerThanAnyIsRefusedSoThatSumsOfAllPeersDoNotOverflow() throws {
+        func hello(_ bytes: UInt64) -> Hello {
+            var hello = Hello(
+                name: "n", machine: "m", version: "1", freeBytes: bytes, capacityBytes: bytes)
+            hello.volume = "v"
+            hello.apiPort = 1
+            return hello
+        }
+        #expect(try Hello(parsing: hello(1 << 50).encoded()).capacityBytes == 1 << 50)
+        #expect(throws: HelloError.self) { try Hello(parsing: hello(.max).encoded()) }
+        let peers = UInt64(Mesh.Configuration(volume: "v").peersMax)
+        #expect(!Hello.diskBytesMax.multipliedReportingOverflow(by: peers + 1).overflow)
+    }
+}

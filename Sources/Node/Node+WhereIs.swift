@@ -1,0 +1,103 @@
+import Catalog
+import Foundation
+import Mesh
+import Mount
+import Store
+import Volume
+
+// Where a file's bytes are.
+extension Node {
+    private struct Found {
+        let inode: CatalogInode
+        let content: Content
+        /// Bytes in its staging file; nil when it has been published.
+        let stagedBytes: UInt64?
+        let isCommitted: Bool
+    }
+
+    func whereAre(_ paths: [[UInt8]]) async throws -> [Whereabouts] {
+        let found = try await Blocking.run { [self] in try paths.map { try find($0) } }
+        let isAnyInline = found.contains { $0.stagedBytes == nil && $0.content.extents.isEmpty }
+        let taken = isAnyInline ? await nodesAtHead() : []
+        return try await Blocking.run { [self] in
+            try zip(paths, found).map { try whereabouts(of: $1, at: $0, taken) }
+        }
+    }
+
+    private func find(_ path: [UInt8]) throws -> Found {
+        let text = String(decoding: path, as: UTF8.self)
+        return try catalog.read { reader in
+            var ino = InodeNumber.root
+            for part in path.split(separator: 0x2F) {
+                guard let name = FileName(Array(part)) else {
+                    throw NodeError("\(text) is no path.")
+                }
+                do { ino = try reader.lookup(ino, name).ino } catch {
+                    throw NodeError("There is no \(text) in the volume.")
+                }
+            }
+            guard let inode = try reader.inode(ino) else {
+                throw NodeError("There is no \(text) in the volume.")
+            }
+            let content = inode.kind == .file ? try reader.content(of: ino) : .empty
+            var stagedBytes: UInt64?
+            // With a version that was published, that one is meant.
+            if content.length == 0, let staging = try reader.staging(of: ino),
+                let name = StagingName(staging.name)
+            {
+                stagedBytes = try store.stagingFacts(name).size
+            }
+            return Found(
+                inode: inode, content: content, stagedBytes: stagedBytes,
+                isCommitted: try reader.isCommitted(inode))
+        }
+    }
+
+    private func whereabouts(
+        of found: Found, at path: [UInt8], _ taken: Set<NodeID>
+    ) throws -> Whereabouts {
+        let holders =
+            if found.stagedBytes != nil {
+                try everybody { $0 == identity.node ? (true, false) : nil }
+            } else if found.content.extents.isEmpty {
+                // What lies in the metadata is on every node that has taken it in.
+                try everybody { node in
+                    let has = node == identity.node || found.isCommitted && taken.contains(node)
+                    return (has, has)
+                }
+            } else {
+                try holders(of: found.content.extents)
+            }
+        return Whereabouts(
+            path: String(decoding: path, as: UTF8.self), ino: found.inode.ino.rawValue,
+            length: found.stagedBytes ?? found.content.length,
+            roots: found.content.extents.map { "\($0.root)" }, target: settings.copies,
+            copies: holders.filter { $0.stored && $0.complete && $0.online }.count,
+            holders: holders)
+    }
+
+    /// The nodes of the volume with what the body says of each; nil leaves one out.
+    private func everybody(
+        _ has: (NodeID) -> (complete: Bool, stored: Bool)?
+    ) throws -> [Whereabouts.Holder] {
+        try catalog.read { try $0.nodeDescriptions() }.sorted { $0.key < $1.key }.compactMap {
+            node, description in
+            guard let has = has(node) else { return nil }
+            return Whereabouts.Holder(
+                node: "\(node)", name: description.name, machine: description.machine,
+                online: node == identity.node || mesh.peer(node)?.isOnline == true,
+                complete: has.complete, stored: has.stored)
+        }
+    }
+
+    /// Online nodes that have taken in this node's last commit.
+    private func nodesAtHead() async -> Set<NodeID> {
+        guard let head = timeline.applied else { return [] }
+        return await withTaskGroup(of: NodeID?.self) { group in
+            for peer in mesh.peers where peer.isOnline {
+                group.addTask { await self.hasTaken(head, peer) ? peer.node : nil }
+            }
+            return await group.reduce(into: []) { if let node = $1 { $0.insert(node) } }
+        }
+    }
+}

@@ -1,0 +1,276 @@
+import Catalog
+import Volume
+
+/// Which copies are missing, and who is to be asked for them: what the replicator knows. No I/O.
+struct RepairPlan {
+    typealias Instant = ContinuousClock.Instant
+
+    /// A content with too few copies.
+    struct Lack {
+        let number: Int64
+        let extent: Extent
+        /// Live ones.
+        var holders: [NodeID: HolderState]
+        /// Since when, as far as this node has noticed.
+        let since: Instant
+        /// Computed once: where it belongs, and after how long this node acts.
+        var order: [NodeID]?
+        var delay: Duration?
+
+        func holders(_ state: HolderState) -> [NodeID] {
+            holders.filter { $0.value == state }.map(\.key)
+        }
+    }
+
+    private enum Readiness {
+        case ready
+        /// Busy: the same node may take it soon.
+        case later
+        /// Full, or not there.
+        case never
+    }
+
+    let node: NodeID
+    private var nodes: [NodeID: PlacementNode] = [:]
+    private var online: Set<NodeID> = []
+    private var copies = 1
+    /// By row number; no more than files have contents.
+    private var lacking: [Int64: Lack] = [:]
+    /// Clones that were accepted and are not confirmed: at most `Replicator.clonesMax` of a node.
+    private var asked: [NodeID: [Int64: Instant]] = [:]
+    private var busyUntil: [NodeID: Instant] = [:]
+    private var silentUntil: [NodeID: Instant] = [:]
+    private var fullUntil: [NodeID: (time: Instant, length: UInt64)] = [:]
+    private var surveyed: Instant?
+    var mustSurvey = true
+
+    init(node: NodeID) { self.node = node }
+
+    // MARK: What is
+
+    mutating func setNodes(_ nodes: [PlacementNode], online: Set<NodeID>, copies: Int) {
+        let nodes = Dictionary(nodes.map { ($0.id, $0) }) { first, _ in first }
+        guard nodes != self.nodes || online != self.online || copies != self.copies else { return }
+        self.nodes = nodes
+        self.online = online
+        self.copies = copies
+        asked = asked.filter { nodes[$0.key] != nil }
+        mustSurvey = true
+    }
+
+    /// On how many machines copies have to be.
+    private var machinesMin: Int {
+        min(copies, Set(nodes.values.filter { $0.capacity > 0 }.map(\.machine)).count)
+    }
+
+    var rule: CopyRule {
+        CopyRule(
+            places: nodes.mapValues {
+                CopyRule.Place(machine: $0.machine, isOnline: online.contains($0.id))
+            }, copies: copies, machinesMin: machinesMin)
+    }
+
+    func isSurveyDue(_ now: Instant) -> Bool {
+        guard let surveyed else { return true }
+        let pause = mustSurvey ? Replicator.surveyPause : Replicator.surveyInterval
+        return now - surveyed >= pause
+    }
+
+    /// All contents were looked at; these lack something.
+    mutating func surveyed(_ found: [Int64: Holding], at now: Instant) {
+        surveyed = now
+        mustSurvey = false
+        for number in lacking.keys where found[number] == nil { update(number, nil, at: now) }
+        for (number, holding) in found { update(number, holding, at: now) }
+    }
+
+    /// What is known of one content now; nil: nothing is lacking, or it is gone.
+    mutating func update(_ number: Int64, _ holding: Holding?, at now: Instant) {
+        let holders = Dictionary(
+            (holding?.holders ?? []).filter { nodes[$0.node] != nil }.map { ($0.node, $0.state) }
+        ) { first, _ in first }
+        for node in asked.keys where asked[node]?[number] != nil {
+            // Confirmed, or begun and given up.
+            let hadBegun = lacking[number]?.holders[node] == .cloning
+            if holders[node] == .stored || hadBegun && holders[node] != .cloning || holding == nil {
+                asked[node]?[number] = nil
+                busyUntil[node] = nil
+            }
+        }
+        guard let holding, holding.isReferenced, isLacking(holders) else {
+            lacking[number] = nil
+            return
+        }
+        lacking[number] = Lack(
+            number: number, extent: holding.extent, holders: holders,
+            since: lacking[number]?.since ?? now)
+    }
+
+    private func isLacking(_ holders: [NodeID: HolderState]) -> Bool {
+        let stored = holders.filter { $0.value == .stored }.keys
+        return stored.count < copies
+            || Set(stored.compactMap { nodes[$0]?.machine }).count < machinesMin
+            || !isAvailable(holders)
+    }
+
+    private func isAvailable(_ holders: [NodeID: HolderState]) -> Bool {
+        holders.contains { $0.value != .cloning && online.contains($0.key) }
+    }
+
+    var amounts: Replicator.Amounts {
+        var amounts = Replicator.Amounts()
+        func add(_ lack: Lack, to amount: inout Status.Amount) {
+            amount.files += 1
+            amount.bytes += lack.extent.length
+        }
+        for lack in lacking.values {
+            if lack.holders(.stored).count < copies { add(lack, to: &amounts.underReplicated) }
+            if !isAvailable(lack.holders) { add(lack, to: &amounts.unavailable) }
+        }
+        return amounts
+    }
+
+    // MARK: What is to be done
+
+    mutating func expire(_ now: Instant) {
+        for node in asked.keys {
+            asked[node] = asked[node]?.filter { now - $0.value < Replicator.patience }
+        }
+    }
+
+    /// What this node has as a cached copy, when nobody has one that counts and it is this node's turn.
+    mutating func promotions(_ now: Instant) -> [Extent] {
+        var found: [Extent] = []
+        for number in lacking.keys {
+            guard let lack = lacking[number], lack.holders[node] == .cached,
+                lack.holders(.stored).isEmpty, isOurTurn(number, now)
+            else { continue }
+            found.append(lack.extent)
+        }
+        return found
+    }
+
+    /// Whether the content is this node's to care for: live holders take turns.
+    private mutating func isOurTurn(_ number: Int64, _ now: Instant) -> Bool {
+        guard let lack = lacking[number], let own = lack.holders[node], own != .cloning else {
+            return false
+        }
+        if lack.delay == nil {
+            let stored = lack.holders(.stored)
+            guard own == .stored || stored.isEmpty else { return false }
+            let seconds = RepairOwnership.delay(
+                of: node, root: lack.extent.root, holders: lack.holders(own))
+            lacking[number]?.delay = seconds.map { .seconds($0) }
+        }
+        guard let delay = lacking[number]?.delay else { return false }
+        return now - lack.since >= delay
+    }
+
+    /// Whom to ask for which contents now.
+    mutating func requests(_ now: Instant) -> [NodeID: [Lack]] {
+        var requests: [NodeID: [Lack]] = [:]
+        var open = Set(
+            online.filter {
+                $0 != node && (nodes[$0]?.capacity ?? 0) > 0
+                    && readiness(of: $0, 0, isRunning: false, now) == .ready
+            })
+        for number in lacking.keys {
+            if open.isEmpty { break }
+            guard lacking[number]?.holders[node] == .stored, isOurTurn(number, now) else {
+                continue
+            }
+            for candidate in candidates(number, now) {
+                guard let lack = lacking[number] else { continue }
+                requests[candidate, default: []].append(lack)
+                asked[candidate, default: [:]][number] = now
+                if asked[candidate]?.count == Replicator.clonesMax { open.remove(candidate) }
+            }
+        }
+        return requests
+    }
+
+    /// The nodes to ask for one content. Other machines first; a second disk of one only when no
+    /// machine is left.
+    private mutating func candidates(_ number: Int64, _ now: Instant) -> [NodeID] {
+        guard let lack = lacking[number] else { return [] }
+        let stored = Set(lack.holders(.stored))
+        let running = Set(asked.filter { $0.value[number] != nil }.map(\.key)).subtracting(stored)
+        var used = Set(stored.union(running).compactMap { nodes[$0]?.machine })
+        var missing = copies - stored.count - running.count
+        var machinesMissing = machinesMin - used.count
+        guard missing > 0 || machinesMissing > 0 else { return [] }
+        // What a log says has begun may have ended with a restart of that node: it is asked first.
+        let begun = Set(lack.holders(.cloning)).subtracting(running)
+        let others = order(number).filter {
+            !stored.contains($0) && !running.contains($0) && !begun.contains($0)
+        }
+        var chosen: [NodeID] = []
+        for onFreshMachine in [true, false] {
+            var mayComeLater = false
+            for candidate in begun.sorted() + others {
+                guard missing > 0 || onFreshMachine && machinesMissing > 0 else { break }
+                guard let machine = nodes[candidate]?.machine,
+                    used.contains(machine) != onFreshMachine
+                else { continue }
+                let isRunning = begun.contains(candidate)
+                switch readiness(of: candidate, lack.extent.length, isRunning: isRunning, now) {
+                case .ready:
+                    chosen.append(candidate)
+                    missing -= 1
+                    if used.insert(machine).inserted { machinesMissing -= 1 }
+                case .later: mayComeLater = true
+                case .never: break
+                }
+            }
+            // A machine that is only busy can take it soon: it is worth the wait.
+            if mayComeLater { break }
+        }
+        return chosen
+    }
+
+    private mutating func order(_ number: Int64) -> [NodeID] {
+        guard let lack = lacking[number] else { return [] }
+        if let order = lack.order { return order }
+        let order = Placement.order(of: lack.extent.root, among: Array(nodes.values)).map(\.id)
+        lacking[number]?.order = order
+        return order
+    }
+
+    /// - Parameter isRunning: what it refused of other contents says nothing of this one.
+    private func readiness(
+        of candidate: NodeID, _ length: UInt64, isRunning: Bool, _ now: Instant
+    ) -> Readiness {
+        guard online.contains(candidate), candidate != node else { return .never }
+        if let until = silentUntil[candidate], now < until { return .never }
+        if (asked[candidate]?.count ?? 0) >= Replicator.clonesMax { return .later }
+        if isRunning { return .ready }
+        if let full = fullUntil[candidate], now < full.time, length >= full.length { return .never }
+        if let until = busyUntil[candidate], now < until { return .later }
+        return .ready
+    }
+
+    /// - Parameter answers: one for each content; nil when nothing was heard.
+    mutating func answered(
+        _ candidate: NodeID, _ contents: [Lack], _ answers: Replicator.Answers?, _ now: Instant
+    ) {
+        guard let answers else {
+            // Who does not answer is not asked again at once, for every content.
+            silentUntil[candidate] = now + Replicator.silentPause
+            for lack in contents { asked[candidate]?[lack.number] = nil }
+            return
+        }
+        for (lack, answer) in zip(contents, answers) {
+            switch answer {
+            case .accepted, .stored: continue
+            case .busy: busyUntil[candidate] = now + Replicator.busyPause
+            case .full:
+                let known = fullUntil[candidate].flatMap { now < $0.time ? $0.length : nil }
+                fullUntil[candidate] = (
+                    now + Replicator.fullPause, min(known ?? .max, lack.extent.length)
+                )
+            case .draining: fullUntil[candidate] = (now + Replicator.fullPause, 0)
+            }
+            asked[candidate]?[lack.number] = nil
+        }
+    }
+}

@@ -1,0 +1,152 @@
+import Testing
+import Volume
+
+@testable import Catalog
+@testable import Node
+
+@Suite("Which copies are asked of whom")
+struct RepairPlanTests {
+    private static let ids = (1...4).map { NodeID(high: 7, low: UInt64($0)) }
+    /// This node and the next are in one machine, the others in one each.
+    private static let nodes = zip(ids, ["m1", "m1", "m2", "m3"]).map {
+        PlacementNode(id: $0, machine: $1, capacity: 1 << 40)
+    }
+    private let now = ContinuousClock.now
+
+    private func plan(_ count: Int, online: [Int]? = nil, copies: Int = 2) -> RepairPlan {
+        var plan = RepairPlan(node: Self.ids[0])
+        plan.setNodes(
+            Array(Self.nodes[..<count]),
+            online: Set((online ?? Array(0..<count)).map { Self.ids[$0] }), copies: copies)
+        return plan
+    }
+
+    private func holding(
+        _ number: Int64, length: UInt64 = 1 << 20, _ holders: [Int: HolderState]
+    ) throws -> Holding {
+        var bytes = [UInt8](repeating: 0, count: 32)
+        for index in 0..<8 { bytes[index] = UInt8(truncatingIfNeeded: number >> (8 * index)) }
+        let root = try #require(ContentRoot(bytes: bytes))
+        return Holding(
+            number: number, extent: Extent(root: root, length: length), state: .stored,
+            isReferenced: true,
+            holders: holders.map { Holder(node: Self.ids[$0], state: $1, since: 0) })
+    }
+
+    private func asked(_ plan: inout RepairPlan, at time: ContinuousClock.Instant) -> [Int: [Int64]]
+    {
+        var asked: [Int: [Int64]] = [:]
+        for (node, contents) in plan.requests(time) {
+            asked[Self.ids.firstIndex(of: node) ?? -1] = contents.map(\.number).sorted()
+        }
+        return asked
+    }
+
+    @Test("A copy goes to another machine, to a second disk of one only when no machine is left")
+    func machines() throws {
+        var alone = plan(2)
+        alone.update(1, try holding(1, [0: .stored]), at: now)
+        #expect(asked(&alone, at: now) == [1: [1]])
+        var three = plan(3)
+        three.update(1, try holding(1, [0: .stored]), at: now)
+        #expect(asked(&three, at: now) == [2: [1]])
+        // The other machine is busy: it is worth the wait.
+        three.update(2, try holding(2, [0: .stored]), at: now)
+        three.answered(Self.ids[2], three.requests(now)[Self.ids[2]] ?? [], [.busy], now)
+        #expect(asked(&three, at: now).isEmpty)
+        #expect(asked(&three, at: now + Replicator.busyPause) == [2: [2]])
+    }
+
+    @Test("Enough copies in one machine are not enough when there is another")
+    func spread() throws {
+        var plan = plan(3)
+        plan.update(1, try holding(1, [0: .stored, 1: .stored]), at: now)
+        #expect(plan.amounts.underReplicated.files == 0)
+        let later = now + .seconds(RepairOwnership.secondsPerRank)
+        #expect(asked(&plan, at: later) == [2: [1]])
+        plan.update(1, try holding(1, [0: .stored, 1: .stored, 2: .stored]), at: now)
+        #expect(asked(&plan, at: later).isEmpty)
+    }
+
+    @Test("A node is asked for no more at a time than it takes, and for more when it confirms")
+    func window() throws {
+        var plan = plan(3)
+        for number in 1...Int64(Replicator.clonesMax + 1) {
+            plan.update(number, try holding(number, [0: .stored]), at: now)
+        }
+        let first = try #require(asked(&plan, at: now)[2])
+        #expect(first.count == Replicator.clonesMax)
+        #expect(asked(&plan, at: now).isEmpty)
+        plan.update(first[0], try holding(first[0], [0: .stored, 2: .stored]), at: now)
+        #expect(asked(&plan, at: now)[2]?.count == 1)
+        // What nobody confirms is asked for again.
+        plan.expire(now + Replicator.patience)
+        #expect(asked(&plan, at: now + Replicator.patience)[2]?.count == Replicator.clonesMax)
+    }
+
+    @Test("A confirmed clone ends the pause of a busy node")
+    func busy() throws {
+        var plan = plan(3)
+        for number in 1...3 as ClosedRange<Int64> {
+            plan.update(number, try holding(number, [0: .stored]), at: now)
+        }
+        let request = plan.requests(now)[Self.ids[2]] ?? []
+        plan.answered(Self.ids[2], request, [.accepted, .busy, .busy], now)
+        #expect(asked(&plan, at: now).isEmpty)
+        let number = request[0].number
+        plan.update(number, try holding(number, [0: .stored, 2: .stored]), at: now)
+        #expect(asked(&plan, at: now)[2]?.count == 2)
+    }
+
+    @Test("Who has no room for a large content is still asked for smaller ones")
+    func full() throws {
+        var plan = plan(3)
+        plan.update(1, try holding(1, length: 32 << 30, [0: .stored]), at: now)
+        plan.answered(Self.ids[2], plan.requests(now)[Self.ids[2]] ?? [], [.full], now)
+        plan.update(2, try holding(2, [0: .stored]), at: now)
+        // The large one goes to this machine's other disk, for no other can take it.
+        #expect(asked(&plan, at: now) == [1: [1], 2: [2]])
+    }
+
+    @Test("Who does not answer is left alone for a while, also about what it has begun")
+    func silence() throws {
+        var plan = plan(3, online: [0, 2])
+        plan.update(1, try holding(1, [0: .stored, 2: .cloning]), at: now)
+        plan.answered(Self.ids[2], plan.requests(now)[Self.ids[2]] ?? [], nil, now)
+        #expect(asked(&plan, at: now).isEmpty)
+        #expect(asked(&plan, at: now + Replicator.silentPause) == [2: [1]])
+    }
+
+    @Test("The last copies are promoted by one cached holder after the other")
+    func promotion() throws {
+        var plan = plan(3)
+        plan.update(1, try holding(1, [0: .cached]), at: now)
+        #expect(plan.promotions(now).count == 1)
+        #expect(asked(&plan, at: now).isEmpty)
+        plan.update(1, try holding(1, [0: .cached, 1: .stored]), at: now)
+        #expect(plan.promotions(now).isEmpty)
+        let others = (2...99).filter {
+            (try? holding($0, [0: .cached, 2: .cached])).map {
+                RepairOwnership.delay(
+                    of: Self.ids[0], root: $0.extent.root, holders: [Self.ids[0], Self.ids[2]]) == 0
+            } == false
+        }
+        let number = try #require(others.first)
+        plan.update(number, try holding(number, [0: .cached, 2: .cached]), at: now)
+        #expect(plan.promotions(now).isEmpty)
+        let later = now + .seconds(RepairOwnership.secondsPerRank)
+        #expect(plan.promotions(later).count == 1)
+    }
+
+    @Test("A content is unavailable when no online node has it, though absent ones count as copies")
+    func unavailable() throws {
+        var plan = plan(4, online: [0, 1])
+        plan.update(1, try holding(1, [2: .stored, 3: .stored]), at: now)
+        plan.update(2, try holding(2, [1: .cached, 2: .stored]), at: now)
+        #expect(plan.amounts.unavailable.files == 1)
+        #expect(plan.amounts.underReplicated.files == 1)
+        let rule = plan.rule
+        #expect(rule.places.values.filter(\.isOnline).count == 2)
+        #expect(rule.machinesMin == 2)
+    }
+}
