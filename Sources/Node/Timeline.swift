@@ -241,39 +241,55 @@ final class Timeline: Sendable {
     private func commit(includingNewborn: Bool = false) throws -> Bool {
         guard try catalog.read({ try $0.isDirty() }) else { return false }
         try catalog.flush()
-        let made = try catalog.snapshot { snapshot in
-            snapshot.hidesNewborn = !includingNewborn
-            return try write(snapshot)
-        }
-        guard let (commit, outcome, version) = made else { return false }
+        let made = try catalog.snapshot { try write($0, showing: includingNewborn) }
+        guard let made else { return false }
         try catalog.perform { tx in
             try tx.committed(
-                outcome, as: commit.id, through: version, hidingNewborn: !includingNewborn)
+                made.outcome, as: made.commit, through: made.version, showing: made.shown)
         }
-        try settle(on: commit.id)
+        guard made.isNew else { return false }
+        try settle(on: made.commit)
         if state.withLock({ $0.heads == nil }) {
-            let heads = HeadConvergence(applied: commit.id, at: now)
+            let heads = HeadConvergence(applied: made.commit, at: now)
             state.withLock { $0.heads = heads }
             hooks.withLock { $0.announce }()
         } else {
-            try update { try $0.committed(commit.id, at: now, graph: history.graph) }
+            try update { try $0.committed(made.commit, at: now, graph: history.graph) }
         }
         return true
     }
 
-    private func write(
-        _ live: Snapshot
-    ) throws -> (Commit, CommitOutcome, UInt64)? {
+    private struct Written {
+        var commit: ObjectID
+        /// Else what was marked changes nothing, and this is the parent.
+        var isNew: Bool
+        var outcome: CommitOutcome
+        var version: UInt64
+        /// Newborn files that are in it.
+        var shown: [LineageID]
+    }
+
+    /// - Returns: nil when there is nothing to write, nor any mark to take away.
+    private func write(_ live: Snapshot, showing includingNewborn: Bool) throws -> Written? {
         let state = try live.dirtyState()
         guard !state.isEmpty, let settings = try live.settings() else { return nil }
         let parent = try live.applied()
         let base = try parent.map { try history.graph.tree(of: $0) }
         let nodes = try live.nodeDescriptions()
+        let newborn = try live.newborn()
+        let hidden = includingNewborn ? [] : Set(newborn.values.joined())
         return try history.write { batch in
             var sink = batch
             let outcome = try commitTree(
-                onto: base, dirty: state.dirty, live: live, settings: settings, nodes: nodes,
-                horizon: try live.horizon(), source: history, sink: &sink)
+                onto: base, dirty: state.dirty, hiding: hidden, live: live, settings: settings,
+                nodes: nodes, horizon: try live.horizon(), source: history, sink: &sink)
+            var written = Written(
+                commit: outcome.root, isNew: false, outcome: outcome, version: state.version,
+                shown: includingNewborn ? Array(newborn.keys) : [])
+            if let parent, outcome.root == base {
+                written.commit = parent
+                return state.dirty == outcome.pending ? nil : written
+            }
             let commit = try Commit(
                 tree: outcome.root, parents: parent.map { [$0] } ?? [],
                 seconds: Int64(Monotonic.wallMilliseconds / 1000),
@@ -281,7 +297,9 @@ final class Timeline: Sendable {
                     .change(node), outcome.newestStamp, parent.map { [$0] } ?? []))
             _ = try sink.write(commit: commit)
             batch = sink
-            return (commit, outcome, state.version)
+            written.commit = commit.id
+            written.isNew = true
+            return written
         }
     }
 
