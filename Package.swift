@@ -108,6 +108,7 @@ let adapterTests: [Target] = [
     tests("CatalogTests", ["Catalog", "Volume", "Simulation", system]),
     tests("StoreTests", ["Store", "Volume", system]),
     tests("MountTests", ["Mount"]),
+    tests("NodeTests", ["Node", "Mount", "Catalog", "History", "Volume", system, logging]),
     tests("EndToEndTests", ["delugefs"]),
     tests("HygieneTests", []),
 ]

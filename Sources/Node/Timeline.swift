@@ -11,7 +11,7 @@ import Volume
 ///
 /// **Invariant:** a commit's parent is always `applied`, the commit that the catalog's rows
 /// represent; objects are durable before the catalog says `applied`, rows are durable before they
-/// are committed, and both before a head is announced.
+/// are committed, and both before a head is announced. The branch follows last.
 final class Timeline: Sendable {
     /// Changes are gathered for this long before they are committed.
     static let batchMilliseconds: UInt64 = 100
@@ -19,6 +19,16 @@ final class Timeline: Sendable {
     static let retryMilliseconds: UInt64 = 20
     /// Before what failed, for want of room perhaps, is tried again.
     static let failurePause: TimeInterval = 1
+    /// Tries in a row that end in a conflict; more are a failure.
+    static let conflictsMax = 500
+
+    /// What the thread does in each round; the raw value is the code of the problem when it fails.
+    private enum Step: String {
+        case taking = "heads-failed"
+        case committing = "commit-failed"
+        case converging = "merge-failed"
+        case repacking = "repack-failed"
+    }
 
     private struct State {
         /// When the oldest uncommitted change happened.
@@ -32,6 +42,9 @@ final class Timeline: Sendable {
         var headsDue: UInt64?
         /// What is announced and applied; nil before the volume's first commit.
         var heads: HeadConvergence?
+        /// Since the last success of a step: why it failed.
+        var failures: [Step: String] = [:]
+        var conflicts = 0
     }
 
     private let catalog: Catalog
@@ -60,14 +73,26 @@ final class Timeline: Sendable {
         self.node = node
         self.logger = logger
         guard let applied = try catalog.read({ try $0.applied() }) else { return }
-        let main = try history.head()
+        let main = try recoverBranch(applied)
         let heads = try Self.heads(applied, history)
-        state.withLock {
+        // Fetched before the last stop and not applied; a branch that is ahead of the rows likewise.
+        var known = Set(try history.references(below: "refs/peers/").values)
+        if main != applied { known.insert(main) }
+        state.withLock { [known] in
             $0.heads = heads
-            // A branch that is ahead of the rows is treated as an incoming head.
-            if let main, main != applied { $0.incoming.insert(main) }
+            $0.incoming = known
             $0.headsDue = 0
         }
+    }
+
+    /// The rows name a commit before the branch does: a crash between the two leaves the branch
+    /// behind, and the commit where no reference leads to it.
+    private func recoverBranch(_ applied: ObjectID) throws -> ObjectID {
+        if !history.graph.contains(applied) { try history.restore(applied) }
+        let main = try history.head()
+        if let main, try !history.graph.isAncestor(main, of: applied) { return main }
+        if main != applied { try history.setHead(applied) }
+        return applied
     }
 
     /// A merge that the rows represent at a start has perhaps never left this node.
@@ -87,6 +112,19 @@ final class Timeline: Sendable {
     var applied: ObjectID? { state.withLock { $0.heads?.applied } }
     /// What peers are told.
     var announced: [ObjectID] { state.withLock { $0.heads?.announced ?? [] } }
+
+    /// What fails again and again, by the code of the problem.
+    var problems: [(code: String, text: String)] {
+        state.withLock { $0.failures }.map { step, reason in
+            switch step {
+            case .taking, .converging:
+                (step.rawValue, "Changes made elsewhere cannot be brought in: \(reason).")
+            case .committing:
+                (step.rawValue, "Changes made here cannot be given to other nodes: \(reason).")
+            case .repacking: (step.rawValue, "The history cannot be compacted: \(reason).")
+            }
+        }
+    }
 
     // MARK: From other threads
 
@@ -150,10 +188,10 @@ final class Timeline: Sendable {
     private func run() {
         while true {
             let (incoming, waiters, stopping) = next()
-            let isTaken = attempt("taking in heads") { try take(incoming) }
-            let isCommitted = attempt("committing") { try commit() }
-            let isConverged = attempt("bringing heads together") { try converge() }
-            attempt("repacking") { _ = try history.repackIfNeeded() }
+            let isTaken = attempt(.taking) { try take(incoming) }
+            let isCommitted = attempt(.committing) { try commit() }
+            let isConverged = attempt(.converging) { try converge() }
+            attempt(.repacking) { _ = try history.repackIfNeeded() }
             if isCommitted { for waiter in waiters { waiter() } }
             wake()
             if stopping { break }
@@ -175,12 +213,14 @@ final class Timeline: Sendable {
     }
 
     @discardableResult
-    private func attempt(_ what: String, _ body: () throws -> Void) -> Bool {
+    private func attempt(_ step: Step, _ body: () throws -> Void) -> Bool {
         do {
             try body()
+            state.withLock { $0.failures[step] = nil }
             return true
         } catch {
-            logger.error("\(what) failed: \(error)")
+            logger.error("\(step.rawValue): \(error)")
+            state.withLock { $0.failures[step] = "\(error)" }
             return false
         }
     }
@@ -248,7 +288,7 @@ final class Timeline: Sendable {
                 made.outcome, as: made.commit, through: made.version, showing: made.shown)
         }
         guard made.isNew else { return false }
-        try settle(on: made.commit)
+        try catalog.flush()
         if state.withLock({ $0.heads == nil }) {
             let heads = HeadConvergence(applied: made.commit, at: now)
             state.withLock { $0.heads = heads }
@@ -256,6 +296,7 @@ final class Timeline: Sendable {
         } else {
             try update { try $0.committed(made.commit, at: now, graph: history.graph) }
         }
+        try history.setHead(made.commit)
         return true
     }
 
@@ -317,12 +358,6 @@ final class Timeline: Sendable {
         return CommitMessage(kind: kind, newestStamp: greatest).encoded
     }
 
-    /// The rows represent this commit; makes that durable, and the repository's branch too.
-    private func settle(on commit: ObjectID) throws {
-        try catalog.flush()
-        try history.setHead(commit)
-    }
-
     // MARK: What comes from peers
 
     private func take(_ incoming: Set<ObjectID>) throws {
@@ -330,7 +365,8 @@ final class Timeline: Sendable {
         try update { try $0.received(incoming, at: now, graph: history.graph) }
     }
 
-    /// Does what the rule of convergence says until it says wait.
+    /// Does what the rule of convergence says until it says wait. Commits nothing before it brings
+    /// rows to a commit: whoever writes without a pause would keep it from that for ever.
     private func converge() throws {
         while true {
             guard var heads = state.withLock({ $0.heads }) else { return }
@@ -339,13 +375,10 @@ final class Timeline: Sendable {
             switch action {
             case .announce: hooks.withLock { $0.announce }()
             case .adopt(let commit):
-                guard try bring(rowsTo: commit, while: [commit]) else { return }
-                try update { $0.adopted(commit) }
+                guard try bring(rowsTo: commit, { $0.adopted(commit) }) else { return }
             case .merge(let parents):
-                guard try !self.commit() else { continue }
                 let merge = try merged(parents)
-                guard try bring(rowsTo: merge, while: parents) else { return }
-                try update { $0.merged(parents, into: merge) }
+                guard try bring(rowsTo: merge, { $0.merged(parents, into: merge) }) else { return }
             case .wait(let until):
                 let due = until.map { UInt64($0 / .milliseconds(1)) + 1 }
                 state.withLock { $0.headsDue = due }
@@ -354,28 +387,35 @@ final class Timeline: Sendable {
         }
     }
 
-    /// Applies the difference between what the rows represent and a commit. What is changed here
-    /// meanwhile in the same places is committed first, which may change what is to be done.
+    /// Applies the difference between what the rows represent and a commit. What was changed here in
+    /// the same places and cannot be settled row by row is committed first, which changes what is to
+    /// be done.
     ///
     /// - Returns: false when the heads have to be looked at again.
-    private func bring(rowsTo commit: ObjectID, while announced: [ObjectID]) throws -> Bool {
-        try self.commit()
-        guard let heads = state.withLock({ $0.heads }), heads.announced == announced else {
-            state.withLock { $0.headsDue = Monotonic.milliseconds }
-            return false
-        }
+    private func bring(
+        rowsTo commit: ObjectID, _ done: (inout HeadConvergence) -> Void
+    ) throws -> Bool {
+        guard let applied = try catalog.read({ try $0.applied() }) else { return false }
         let graph = history.graph
         let change = try difference(
-            from: graph.tree(of: heads.applied), to: graph.tree(of: commit), source: history)
+            from: graph.tree(of: applied), to: graph.tree(of: commit), source: history)
         do {
             let pinned = hooks.withLock { $0.pinned }()
             let effects = try catalog.apply(change, commit: commit, pinned: pinned)
-            try settle(on: commit)
+            try catalog.flush()
             hooks.withLock { $0.applied }(effects)
+            state.withLock { $0.conflicts = 0 }
+            try update(done)
+            try history.setHead(commit)
             return true
         } catch let conflict as ApplyConflict {
             logger.debug("applying \(commit): \(conflict)")
+            let conflicts = state.withLock { state in
+                state.conflicts += 1
+                return state.conflicts
+            }
             try self.commit(includingNewborn: true)
+            guard conflicts <= Self.conflictsMax else { throw conflict }
             state.withLock { $0.headsDue = Monotonic.milliseconds + Self.retryMilliseconds }
             return false
         }
