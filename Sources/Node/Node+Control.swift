@@ -124,12 +124,14 @@ extension Node {
         let isCommitted = try await Blocking.alone { [publisher, timeline] in
             publisher.settle(until: deadline) && timeline.commitNow(until: deadline)
         }
-        guard isCommitted, let head = timeline.applied else {
+        // Not `applied`: that may be a merge which never leaves this node.
+        let heads = timeline.announced
+        guard isCommitted, !heads.isEmpty else {
             return ControlMessage.WaitReply(
                 outcome: .timedOut, text: "Some closed files are still being published.")
         }
         mesh.pokeAll()
-        while let missing = await unacknowledged(head) {
+        while let missing = await unacknowledged(heads) {
             guard Date() < deadline else {
                 return ControlMessage.WaitReply(
                     outcome: .timedOut, text: "\(missing) has not acknowledged the latest changes.")
@@ -179,21 +181,22 @@ extension Node {
         }
     }
 
-    /// The name of an online peer that has not taken in a commit; nil when all have.
-    func unacknowledged(_ head: ObjectID) async -> String? {
+    /// The name of an online peer that has not taken in these commits; nil when all have.
+    func unacknowledged(_ heads: [ObjectID]) async -> String? {
         for peer in mesh.peers where peer.isOnline {
-            if peer.hello.announced == [head] { continue }
-            let body = try? JSONEncoder().encode(PeerMessage.HasCommit(commit: "\(head)"))
-            let reply = try? await mesh.request(
-                peer.node, path: "/v1/has-commit", body: Array(body ?? Data()),
-                timeout: .seconds(2)
-            ).successful()
-            let has = reply.flatMap {
-                try? JSONDecoder().decode(
-                    PeerMessage.HasCommitReply.self, from: Data($0.body)
-                ).has
+            for head in heads where peer.hello.head != head {
+                let body = try? JSONEncoder().encode(PeerMessage.HasCommit(commit: "\(head)"))
+                let reply = try? await mesh.request(
+                    peer.node, path: "/v1/has-commit", body: Array(body ?? Data()),
+                    timeout: .seconds(2)
+                ).successful()
+                let has = reply.flatMap {
+                    try? JSONDecoder().decode(
+                        PeerMessage.HasCommitReply.self, from: Data($0.body)
+                    ).has
+                }
+                if has != true, mesh.peer(peer.node)?.isOnline == true { return peer.hello.name }
             }
-            if has != true, mesh.peer(peer.node)?.isOnline == true { return peer.hello.name }
         }
         return nil
     }
