@@ -59,6 +59,21 @@ extension Reader {
         ) { row in row.int64(0) != 0 } ?? false
     }
 
+    /// Files that nobody writes to and whose latest state waits for a commit.
+    public func uncommittedFiles() throws(Errno) -> Int {
+        // In two parts because ids that are the inode's number are in no index of their own.
+        try connection.first(
+            """
+            SELECT count(*) FROM (
+                SELECT i.* FROM dirty_record r JOIN inode i ON i.ino = r.id AND i.id = r.id
+                UNION ALL
+                SELECT i.* FROM dirty_record r JOIN inode i ON i.id = r.id AND i.id <> i.ino
+            ) i WHERE i.kind = ? AND i.nlink > 0
+            AND NOT EXISTS(SELECT 1 FROM staging s WHERE s.ino = i.ino)
+            """, Int(InodeRow.Kind.file.rawValue)
+        ) { row in Int(row.int64(0)) } ?? 0
+    }
+
     func isDirty(_ place: Place) throws(Errno) -> Bool {
         try connection.first(
             "SELECT 1 FROM dirty_place WHERE directory = ? AND name = ?", place.directory,
