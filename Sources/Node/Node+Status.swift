@@ -103,6 +103,7 @@ extension Node {
             )
         }
         for problem in timeline.problems { add(problem.code, problem.text) }
+        if let text = gossip.problem { add("peer-refused", text) }
         if space.isFull {
             add(
                 "disk-full",

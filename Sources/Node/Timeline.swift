@@ -21,6 +21,10 @@ final class Timeline: Sendable {
     static let failurePause: TimeInterval = 1
     /// Tries in a row that end in a conflict; more are a failure.
     static let conflictsMax = 500
+    /// Commits of ours remembered that peers refuse; of more nobody is told.
+    static let refusalsMax = 64
+    /// Below it are commits of ours that were not valid, by their ids.
+    static let rejected = "refs/rejected/"
 
     /// What the thread does in each round; the raw value is the code of the problem when it fails.
     private enum Step: String {
@@ -45,6 +49,12 @@ final class Timeline: Sendable {
         /// Since the last success of a step: why it failed.
         var failures: [Step: String] = [:]
         var conflicts = 0
+        /// Commits made here that peers refuse: who, and why.
+        var refusals: [ObjectID: [NodeID: String]] = [:]
+        /// Those of them that are not looked at yet.
+        var disputed: Set<ObjectID> = []
+        /// Commits of ours that were not valid; nothing that has them is taken in.
+        var rejected: Set<ObjectID> = []
     }
 
     private let catalog: Catalog
@@ -78,8 +88,10 @@ final class Timeline: Sendable {
         // Fetched before the last stop and not applied; a branch that is ahead of the rows likewise.
         var known = Set(try history.references(below: "refs/peers/").values)
         if main != applied { known.insert(main) }
+        let rejected = Set(try history.references(below: Self.rejected).values)
         state.withLock { [known] in
             $0.heads = heads
+            $0.rejected = rejected
             $0.incoming = known
             $0.headsDue = 0
         }
@@ -115,7 +127,8 @@ final class Timeline: Sendable {
 
     /// What fails again and again, by the code of the problem.
     var problems: [(code: String, text: String)] {
-        state.withLock { $0.failures }.map { step, reason in
+        let (failures, refusals) = state.withLock { ($0.failures, $0.refusals) }
+        var problems = failures.map { step, reason in
             switch step {
             case .taking, .converging:
                 (step.rawValue, "Changes made elsewhere cannot be brought in: \(reason).")
@@ -124,6 +137,14 @@ final class Timeline: Sendable {
             case .repacking: (step.rawValue, "The history cannot be compacted: \(reason).")
             }
         }
+        for (commit, peers) in refusals.sorted(by: { $0.key < $1.key }) {
+            guard let (peer, reason) = peers.min(by: { $0.key < $1.key }) else { continue }
+            let text =
+                "Node \(peer) does not take in changes made here, commit \(commit): \(reason). Run the same version of delugefs on all nodes."
+            problems.append(("commit-refused", text))
+            break
+        }
+        return problems
     }
 
     // MARK: From other threads
@@ -153,6 +174,37 @@ final class Timeline: Sendable {
             return state.incoming.insert(head).inserted
         }
         if isNew { wake() }
+    }
+
+    /// A peer refuses a commit. One that was made here is looked at again, and committed anew if it
+    /// is not valid.
+    func refused(_ commit: ObjectID, by peer: NodeID, _ reason: String) throws {
+        guard history.graph.contains(commit), let message = try history.commit(commit)?.message
+        else { return }
+        if case .change(let author) = try CommitMessage(decoding: message).kind, author != node {
+            return
+        }
+        logger.error("node \(peer) refuses commit \(commit): \(reason)")
+        state.withLock { state in
+            guard !state.rejected.contains(commit),
+                state.refusals[commit] != nil || state.refusals.count < Self.refusalsMax
+            else { return }
+            state.refusals[commit, default: [:]][peer] = reason
+            state.disputed.insert(commit)
+            state.headsDue = Monotonic.milliseconds
+        }
+        wake()
+    }
+
+    /// A peer has a commit, and so all before it.
+    func accepted(_ head: ObjectID, by peer: NodeID) {
+        for commit in state.withLock({ Array($0.refusals.keys) }) {
+            guard (try? history.graph.isAncestor(commit, of: head)) == true else { continue }
+            state.withLock { state in
+                state.refusals[commit]?[peer] = nil
+                if state.refusals[commit]?.isEmpty == true { state.refusals[commit] = nil }
+            }
+        }
     }
 
     /// Blocks until everything changed before this call is committed, or the deadline has passed.
@@ -189,7 +241,10 @@ final class Timeline: Sendable {
         while true {
             let (incoming, waiters, stopping) = next()
             let isTaken = attempt(.taking) { try take(incoming) }
-            let isCommitted = attempt(.committing) { try commit() }
+            let isCommitted = attempt(.committing) {
+                try settleDisputes()
+                try commit()
+            }
             let isConverged = attempt(.converging) { try converge() }
             attempt(.repacking) { _ = try history.repackIfNeeded() }
             if isCommitted { for waiter in waiters { waiter() } }
@@ -283,10 +338,7 @@ final class Timeline: Sendable {
         try catalog.flush()
         let made = try catalog.snapshot { try write($0, showing: includingNewborn) }
         guard let made else { return false }
-        try catalog.perform { tx in
-            try tx.committed(
-                made.outcome, as: made.commit, through: made.version, showing: made.shown)
-        }
+        try record(made)
         guard made.isNew else { return false }
         try catalog.flush()
         if state.withLock({ $0.heads == nil }) {
@@ -298,6 +350,13 @@ final class Timeline: Sendable {
         }
         try history.setHead(made.commit)
         return true
+    }
+
+    private func record(_ made: Written) throws {
+        try catalog.perform { tx in
+            try tx.committed(
+                made.outcome, as: made.commit, through: made.version, showing: made.shown)
+        }
     }
 
     private struct Written {
@@ -313,17 +372,15 @@ final class Timeline: Sendable {
     /// - Returns: nil when there is nothing to write, nor any mark to take away.
     private func write(_ live: Snapshot, showing includingNewborn: Bool) throws -> Written? {
         let state = try live.dirtyState()
-        guard !state.isEmpty, let settings = try live.settings() else { return nil }
+        guard !state.isEmpty, try live.settings() != nil else { return nil }
         let parent = try live.applied()
         let base = try parent.map { try history.graph.tree(of: $0) }
-        let nodes = try live.nodeDescriptions()
         let newborn = try live.newborn()
         let hidden = includingNewborn ? [] : Set(newborn.values.joined())
         return try history.write { batch in
             var sink = batch
-            let outcome = try commitTree(
-                onto: base, dirty: state.dirty, hiding: hidden, live: live, settings: settings,
-                nodes: nodes, horizon: try live.horizon(), source: history, sink: &sink)
+            let outcome = try tree(
+                of: live, live, onto: base, dirty: state.dirty, hiding: hidden, into: &sink)
             var written = Written(
                 commit: outcome.root, isNew: false, outcome: outcome, version: state.version,
                 shown: includingNewborn ? Array(newborn.keys) : [])
@@ -331,17 +388,35 @@ final class Timeline: Sendable {
                 written.commit = parent
                 return state.dirty == outcome.pending ? nil : written
             }
-            let commit = try Commit(
-                tree: outcome.root, parents: parent.map { [$0] } ?? [],
-                seconds: Int64(Monotonic.wallMilliseconds / 1000),
-                message: try message(
-                    .change(node), outcome.newestStamp, parent.map { [$0] } ?? []))
-            _ = try sink.write(commit: commit)
-            batch = sink
-            written.commit = commit.id
+            written.commit = try write(outcome, on: parent, into: &sink)
             written.isNew = true
+            batch = sink
             return written
         }
+    }
+
+    private func tree(
+        of live: some LiveState, _ snapshot: Snapshot, onto base: ObjectID?, dirty: DirtySet,
+        hiding hidden: Set<Place>, into sink: inout Batch
+    ) throws -> CommitOutcome {
+        guard let settings = try snapshot.settings() else {
+            throw InvalidTree("a volume without settings")
+        }
+        return try commitTree(
+            onto: base, dirty: dirty, hiding: hidden, live: live, settings: settings,
+            nodes: try snapshot.nodeDescriptions(), horizon: try snapshot.horizon(),
+            adopting: base != nil, source: history, sink: &sink)
+    }
+
+    private func write(
+        _ outcome: CommitOutcome, on parent: ObjectID?, into sink: inout Batch
+    ) throws -> ObjectID {
+        let parents = parent.map { [$0] } ?? []
+        let commit = try Commit(
+            tree: outcome.root, parents: parents,
+            seconds: Int64(Monotonic.wallMilliseconds / 1000),
+            message: try message(.change(node), outcome.newestStamp, parents))
+        return try sink.write(commit: commit)
     }
 
     /// The message carries the greatest stamp of the ancestry, so that a rebuilt catalog regains it.
@@ -358,11 +433,91 @@ final class Timeline: Sendable {
         return CommitMessage(kind: kind, newestStamp: greatest).encoded
     }
 
+    // MARK: Commits that are not valid
+
+    /// Validity is a function of a commit and its ancestors alone: who refuses one that is valid by
+    /// what this node knows is of another version, and nothing is done here but to say so.
+    private func settleDisputes() throws {
+        while let commit = state.withLock({ $0.disputed.first }) {
+            if let applied, try history.graph.isAncestor(commit, of: applied),
+                try !isValid(commit)
+            {
+                try commitAnew(insteadOf: commit)
+            }
+            _ = state.withLock { $0.disputed.remove(commit) }
+        }
+    }
+
+    private func isValid(_ commit: ObjectID) throws -> Bool {
+        let parent = try history.graph.parents(of: commit).first
+        do {
+            _ = try difference(
+                from: parent.map { try history.graph.tree(of: $0) },
+                to: history.graph.tree(of: commit), source: history)
+            return true
+        } catch is InvalidTree { return false }
+    }
+
+    /// The live state, written whole, on the last valid ancestor; peers validate parents first, so
+    /// that is the parent. What was refused keeps a reference.
+    private func commitAnew(insteadOf refused: ObjectID) throws {
+        let parent = try history.graph.parents(of: refused).first
+        let base = try parent.map { try history.graph.tree(of: $0) }
+        try history.setReference(Self.rejected + "\(refused)", to: refused)
+        try catalog.flush()
+        let made = try catalog.snapshot { snapshot in
+            let hidden = Set(try snapshot.newborn().values.joined())
+            let version = try snapshot.dirtyState().version
+            return try history.write { batch in
+                var sink = batch
+                let outcome = try tree(
+                    of: WholeState(snapshot: snapshot), snapshot, onto: nil, dirty: DirtySet(),
+                    hiding: hidden, into: &sink)
+                _ = try difference(from: base, to: outcome.root, source: sink)
+                let commit = try write(outcome, on: parent, into: &sink)
+                batch = sink
+                return Written(
+                    commit: commit, isNew: true, outcome: outcome, version: version, shown: [])
+            }
+        }
+        try record(made)
+        try catalog.flush()
+        try update {
+            try $0.recommitted(
+                as: made.commit, insteadOf: refused, at: now, graph: history.graph)
+        }
+        state.withLock { state in
+            state.rejected.insert(refused)
+            state.refusals[refused] = nil
+        }
+        try history.setHead(made.commit)
+        logger.error("commit \(refused) was not valid; \(made.commit) is in its place")
+    }
+
+    /// A state of which no commit knows any tree.
+    private struct WholeState: LiveState {
+        let snapshot: Snapshot
+
+        func record(_ id: LineageID) throws -> Record? { try snapshot.record(id) }
+        func links(of id: LineageID) throws -> [(place: Place, link: Link)] {
+            try snapshot.links(of: id)
+        }
+        func link(at place: Place) throws -> Link? { try snapshot.link(at: place) }
+        func children(of directory: LineageID) throws -> [(name: FileName, link: Link)] {
+            try snapshot.children(of: directory)
+        }
+        func tree(of directory: LineageID) -> ObjectID? { nil }
+    }
+
     // MARK: What comes from peers
 
     private func take(_ incoming: Set<ObjectID>) throws {
-        guard !incoming.isEmpty else { return }
-        try update { try $0.received(incoming, at: now, graph: history.graph) }
+        let rejected = state.withLock { $0.rejected }
+        let valid = try incoming.filter { head in
+            try !rejected.contains { try history.graph.isAncestor($0, of: head) }
+        }
+        guard !valid.isEmpty else { return }
+        try update { try $0.received(valid, at: now, graph: history.graph) }
     }
 
     /// Does what the rule of convergence says until it says wait. Commits nothing before it brings

@@ -125,7 +125,28 @@ final class Disk: Sendable {
     func fetch(_ head: ObjectID, from other: Disk) throws {
         let have = try history.references().values
         let pack = try #require(try other.history.pack(wanted: [head], have: Array(have)))
-        try history.receive(pack: pack, heads: [head])
+        try history.receive(pack: pack, heads: [head], validate: Gossip.validate)
         try history.setReference("refs/peers/\(other.node)", to: head)
+    }
+
+    /// A commit of ours whose tree has a file that is no record.
+    func commitRubbish(on parent: ObjectID) throws -> ObjectID {
+        let stamp = try CommitMessage(
+            decoding: #require(try history.commit(parent)).message
+        ).newestStamp
+        return try history.write { batch in
+            let tree = try history.graph.tree(of: parent)
+            var top = try batch.tree(tree)
+            let index = try #require(top.firstIndex { $0.name == Array("tree".utf8) })
+            let rubbish = TreeEntry(
+                name: Array("rubbish".utf8), kind: .blob, id: try batch.write(blob: [1, 2, 3]))
+            top[index] = TreeEntry(
+                name: top[index].name, kind: .tree,
+                id: try batch.write(tree: batch.tree(top[index].id) + [rubbish]))
+            let commit = try Commit(
+                tree: batch.write(tree: top), parents: [parent], seconds: 0,
+                message: CommitMessage(kind: .change(node), newestStamp: stamp).encoded)
+            return try batch.write(commit: commit)
+        }
     }
 }
