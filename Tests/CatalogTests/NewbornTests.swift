@@ -141,6 +141,25 @@ struct NewbornTests {
         }
     }
 
+    @Test func filesThatWaitForACommitAreCounted() throws {
+        try withTwo { a, _, objects in
+            try a.make("d", .directory)
+            let file = try a.make("f")
+            let open = try a.makeOpen("open")
+            func count() throws -> Int { try a.read { try $0.uncommittedFiles() } }
+            #expect(try count() == 1)
+            _ = try commit(a, objects, hidingNewborn: true)
+            #expect(try count() == 0)
+            try a.publish(open.ino, 1)
+            try a.publish(file.ino, 1)
+            #expect(try count() == 2)
+            try remove("f", a)
+            #expect(try count() == 1)
+            _ = try commit(a, objects, hidingNewborn: true)
+            #expect(try count() == 0)
+        }
+    }
+
     @Test func randomChangesAroundOpenFilesGiveCommitsThatOthersApply() throws {
         let seed = newSeed()
         var generator = SeededGenerator(seed: seed)
