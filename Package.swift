@@ -107,6 +107,7 @@ let adapterTests: [Target] = [
     tests("MeshTests", ["Mesh", "Volume", system, crypto]),
     tests("CatalogTests", ["Catalog", "Volume", "Simulation", system]),
     tests("StoreTests", ["Store", "Volume", system]),
+    tests("MountTests", ["Mount"]),
     tests(
         "NodeTests", ["Node", "Mount", "Catalog", "History", "Mesh", "Volume", system, logging]),
     tests("EndToEndTests", ["delugefs"]),

@@ -19,29 +19,23 @@ extension Reader {
             let directory = LineageID(rawValue: row.uint64(0))
             return (Place(directory: directory, name: name), row.uint64(2))
         }
-        let hidden = hidesNewborn ? try newborn() : Newborn()
-        for (place, version) in places where !hidden.places.contains(place) {
+        for (place, version) in places {
             state.dirty.places.insert(place)
             state.version = max(state.version, version)
         }
         let records = try connection.all("SELECT id, version FROM dirty_record") { row in
             (LineageID(rawValue: row.uint64(0)), row.uint64(1))
         }
-        for (id, version) in records where !hidden.records.contains(id) {
+        for (id, version) in records {
             state.dirty.records.insert(id)
             state.version = max(state.version, version)
         }
         return state
     }
 
-    /// Files that were created open and never published, and where they stand.
-    struct Newborn {
-        var places: Set<Place> = []
-        var records: Set<LineageID> = []
-    }
-
-    func newborn() throws(Errno) -> Newborn {
-        var newborn = Newborn()
+    /// Files that were created open and that no commit knows yet, with all their places.
+    public func newborn() throws(Errno) -> [LineageID: Set<Place>] {
+        var newborn: [LineageID: Set<Place>] = [:]
         let rows = try connection.all(
             """
             SELECT p.id, d.name, i.id FROM staging s JOIN inode i ON i.ino = s.ino
@@ -52,10 +46,7 @@ extension Reader {
             let place = Place(directory: LineageID(rawValue: row.uint64(0)), name: name)
             return (place, LineageID(rawValue: row.uint64(2)))
         }
-        for (place, id) in rows {
-            newborn.places.insert(place)
-            newborn.records.insert(id)
-        }
+        for (place, id) in rows { newborn[id, default: []].insert(place) }
         return newborn
     }
 
@@ -66,6 +57,21 @@ extension Reader {
             SELECT EXISTS(SELECT 1 FROM dirty_place) OR EXISTS(SELECT 1 FROM dirty_record)
             """
         ) { row in row.int64(0) != 0 } ?? false
+    }
+
+    /// Files that nobody writes to and whose latest state waits for a commit.
+    public func uncommittedFiles() throws(Errno) -> Int {
+        // In two parts because ids that are the inode's number are in no index of their own.
+        try connection.first(
+            """
+            SELECT count(*) FROM (
+                SELECT i.* FROM dirty_record r JOIN inode i ON i.ino = r.id AND i.id = r.id
+                UNION ALL
+                SELECT i.* FROM dirty_record r JOIN inode i ON i.id = r.id AND i.id <> i.ino
+            ) i WHERE i.kind = ? AND i.nlink > 0
+            AND NOT EXISTS(SELECT 1 FROM staging s WHERE s.ino = i.ino)
+            """, Int(InodeRow.Kind.file.rawValue)
+        ) { row in Int(row.int64(0)) } ?? 0
     }
 
     func isDirty(_ place: Place) throws(Errno) -> Bool {
@@ -116,22 +122,27 @@ extension Transaction {
     }
 
     /// A commit of the state that `dirtyState` was taken from is durable: it is what the rows represent
-    /// now. Marks of later changes stay.
+    /// now. Marks of later changes stay, and those of what the commit left out.
     ///
-    /// - Parameter hidingNewborn: as it was for the snapshot: what was left out stays marked.
+    /// - Parameter shown: newborn files that the commit has.
     ///
     /// Committing and applying take turns: nothing may have been applied since `dirtyState`.
     public func committed(
         _ outcome: CommitOutcome, as commit: ObjectID, through version: UInt64,
-        hidingNewborn: Bool = false
+        showing shown: some Collection<LineageID> = []
     ) throws(Errno) {
-        let hidden = hidingNewborn ? try newborn() : Newborn()
         try setApplied(commit)
         try setTrees(outcome.trees)
         try connection.run("DELETE FROM dirty_place WHERE version <= ?", version)
         try connection.run("DELETE FROM dirty_record WHERE version <= ?", version)
-        for place in hidden.places { try markDirty(place) }
-        for id in hidden.records { try markDirty(id) }
+        for place in outcome.pending.places { try markDirty(place) }
+        for id in outcome.pending.records { try markDirty(id) }
+        for id in shown {
+            try connection.run(
+                """
+                UPDATE staging SET newborn = 0 WHERE ino = (SELECT ino FROM inode WHERE id = ?)
+                """, id)
+        }
         for adoption in outcome.adoptions { try adopt(adoption) }
     }
 

@@ -118,8 +118,8 @@ public struct Staging: Hashable, Sendable {
     public var base: Stamp
     /// Base reference and changed ranges of an overlay, in the caller's encoding.
     public var overlay: [UInt8]?
-    /// The file was created open and has never been published: commits leave it out, so that no
-    /// other node takes it for an empty file.
+    /// The file was created open and no commit has it: until it is published, commits leave it out,
+    /// so that no other node takes it for an empty file.
     public var isNewborn: Bool
 
     public init(

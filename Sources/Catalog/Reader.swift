@@ -7,9 +7,6 @@ public class Reader {
     /// Node ids by row number of `node`: bounded by the nodes the volume ever had.
     var knownNodes: [Int64: NodeID] = [:]
 
-    /// Leave out what was created open and never published: see `Staging.isNewborn`.
-    public var hidesNewborn = false
-
     init(_ connection: Connection) { self.connection = connection }
 
     func stamp(_ row: Statement, _ column: Int32) throws(Errno) -> Stamp {

@@ -83,7 +83,7 @@ enum Schema {
             name BLOB NOT NULL,
             stamp INTEGER NOT NULL, node INTEGER NOT NULL,   -- content stamp that it began from
             overlay BLOB,                     -- opaque here: base and changed ranges
-            newborn INTEGER NOT NULL          -- never published: no commit knows the file yet
+            newborn INTEGER NOT NULL          -- created open, and in no commit yet
         );
         """
 

@@ -40,8 +40,7 @@ public final class Snapshot: Reader, LiveState {
             """
             SELECT d.name, i.id, d.link, d.stamp, d.node FROM dentry d
             JOIN inode i ON i.ino = d.ino WHERE d.parent = ?
-            AND NOT (? AND EXISTS(SELECT 1 FROM staging s WHERE s.ino = d.ino AND s.newborn = 1))
-            """, directory.ino, hidesNewborn ? 1 : 0
+            """, directory.ino
         ) { row throws(Errno) in
             guard let name = FileName(row.bytes(0)) else { throw .ioError }
             let link = Link(

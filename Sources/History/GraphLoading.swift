@@ -2,7 +2,7 @@ import CGit
 import Glibc
 import Synchronization
 import SystemPackage
-import Volume
+public import Volume
 
 /// The commit graph at start: what the references reach.
 ///
@@ -26,6 +26,18 @@ extension History {
         }
         if unsaved > max(HistoryLimits.unsavedCommitsMax, saved.count / 4) {
             try Files.replace(file, with: table.withLock { try $0.encoded() })
+        }
+    }
+
+    /// Takes a commit that was written here into the graph although no reference names it: a crash
+    /// came before the reference moved. Throws `incomplete` if it is not here.
+    public func restore(_ id: ObjectID) throws {
+        guard try commit(id) != nil else {
+            throw HistoryError(.incomplete, "restore", "commit \(id) is missing")
+        }
+        try table.withLock { table in
+            var unsaved = 0
+            try adopt(ObjectKey(id), CommitTable(), into: &table, &unsaved)
         }
     }
 

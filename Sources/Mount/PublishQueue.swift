@@ -45,22 +45,30 @@ struct PublishQueue<Item> {
     private var ready: [[Entry]] = Lane.allCases.map { _ in [] }
     private var later: [Later] = []
     private var queued: Set<UInt64> = []
-    private var inWork = [Int](repeating: 0, count: Lane.allCases.count)
-    private var hurries = 0
+    private var inWork: Set<UInt64> = []
+    /// Those who wait, by the round that they began.
+    private var hurries: [UInt64: Hurry] = [:]
     /// Counts hurries begun, so that a failure before one is tried again in it.
     private var round: UInt64 = 0
+
+    private struct Hurry {
+        /// What was here when it began and has not come to an end since: what comes later does not
+        /// hold it up.
+        var keys: Set<UInt64>
+        var hasFailed = false
+    }
 
     /// Closed files that are not published yet.
     var unpublished: Int {
         let copied = later.filter { $0.delay == .held(isCopied: true) }.count
-        return queued.count - copied + inWork.reduce(0, +)
+        return queued.union(inWork).count - copied
     }
 
     /// - Returns: false when it is queued already.
     mutating func add(_ key: UInt64, _ item: Item, size: UInt64, _ lane: Lane) -> Bool {
         guard queued.insert(key).inserted else { return false }
         ready[lane.rawValue].append(
-            Entry(key: key, item: item, size: size, isHurried: hurries > 0))
+            Entry(key: key, item: item, size: size, isHurried: !hurries.isEmpty))
         return true
     }
 
@@ -74,7 +82,9 @@ struct PublishQueue<Item> {
         var entry = entry
         entry.isHurried = false
         later.append(Later(entry: entry, lane: lane, due: due, delay: delay, round: round))
-        if hurries > 0, !isSettled(later[later.count - 1]) { advance { $0.entry.key == entry.key } }
+        if !hurries.isEmpty, !isSettled(later[later.count - 1]) {
+            advance { $0.entry.key == entry.key }
+        }
         return true
     }
 
@@ -94,38 +104,51 @@ struct PublishQueue<Item> {
             return bytes == 0 || bytes + entry.size <= bytesMax
         }
         ready[lane.rawValue].removeFirst(batch.count)
-        for entry in batch { queued.remove(entry.key) }
-        inWork[lane.rawValue] += batch.count
+        for entry in batch {
+            queued.remove(entry.key)
+            inWork.insert(entry.key)
+        }
         return (Array(batch), nil)
     }
 
-    mutating func done(_ lane: Lane, _ count: Int) { inWork[lane.rawValue] -= count }
+    /// Work on what was taken has ended, after what is to be tried again was postponed.
+    mutating func done(_ batch: [Entry]) {
+        for entry in batch { inWork.remove(entry.key) }
+        if hurries.isEmpty { return }
+        var settled: [UInt64: Delay] = [:]
+        for later in later where isSettled(later) { settled[later.entry.key] = later.delay }
+        for round in hurries.keys {
+            for entry in batch where !queued.contains(entry.key) || settled[entry.key] != nil {
+                guard hurries[round]?.keys.remove(entry.key) != nil else { continue }
+                if settled[entry.key] == .failed { hurries[round]?.hasFailed = true }
+            }
+        }
+    }
 
     // MARK: Waiting for everything
 
-    /// Somebody waits: nothing is put off any more until `endHurry`.
-    mutating func hurry() {
-        hurries += 1
+    /// Somebody waits for all that is here: nothing is put off any more until `endHurry`, which is
+    /// given what this returns.
+    mutating func hurry() -> UInt64 {
         round += 1
+        hurries[round] = Hurry(keys: queued.union(inWork))
         advance { _ in true }
         for lane in Lane.allCases {
             for index in ready[lane.rawValue].indices {
                 ready[lane.rawValue][index].isHurried = true
             }
         }
+        return round
     }
 
-    mutating func endHurry() { hurries -= 1 }
+    mutating func endHurry(_ round: UInt64) { hurries[round] = nil }
 
     enum Progress { case busy, settled, failed }
 
     /// How far a hurry has come: `failed` when only what failed in it is left.
-    var progress: Progress {
-        if inWork.contains(where: { $0 > 0 }) || ready.contains(where: { !$0.isEmpty }) {
-            return .busy
-        }
-        if later.contains(where: { !isSettled($0) }) { return .busy }
-        return later.contains { $0.delay == .failed } ? .failed : .settled
+    func progress(of round: UInt64) -> Progress {
+        guard let hurry = hurries[round], hurry.keys.isEmpty else { return .busy }
+        return hurry.hasFailed ? .failed : .settled
     }
 
     /// Trying again at once would change nothing.
@@ -140,7 +163,7 @@ struct PublishQueue<Item> {
     private mutating func advance(_ isDue: (Later) -> Bool) {
         guard later.contains(where: isDue) else { return }
         for var due in later where isDue(due) {
-            due.entry.isHurried = hurries > 0
+            due.entry.isHurried = !hurries.isEmpty
             ready[due.lane.rawValue].append(due.entry)
         }
         later.removeAll(where: isDue)

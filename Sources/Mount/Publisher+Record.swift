@@ -119,11 +119,11 @@ extension Publisher {
                 try revive(ino, lostNames, tx, &recorded.effects)
                 recorded.isRevived = true
             }
+            // Both end its being a newborn: a copy is a version that others may see.
+            try tx.clearStaging(ino)
             if candidate.isCopy {
                 try tx.setStaging(
                     Staging(ino: ino, name: staging.name, base: recorded.inode.contentStamp))
-            } else {
-                try tx.clearStaging(ino)
             }
             return recorded
         }

@@ -108,11 +108,11 @@ public final class Publisher: @unchecked Sendable {
     /// - Returns: false when the deadline passed, or something could not be published.
     public func settle(until deadline: Date) -> Bool {
         condition.withLock {
-            queue.hurry()
-            defer { queue.endHurry() }
+            let round = queue.hurry()
+            defer { queue.endHurry(round) }
             condition.broadcast()
             while true {
-                switch queue.progress {
+                switch queue.progress(of: round) {
                 case .settled: return true
                 case .failed: return false
                 case .busy: guard condition.wait(until: deadline) else { return false }
@@ -152,7 +152,7 @@ public final class Publisher: @unchecked Sendable {
         while let batch = nextBatch(lane) {
             publish(batch)
             condition.withLock {
-                queue.done(lane, batch.count)
+                queue.done(batch)
                 condition.broadcast()
             }
         }

@@ -19,14 +19,31 @@ final class Gossip: Sendable {
     static let headsMax = 64
     /// Refused heads remembered; beyond, all are forgotten and fetched once more.
     static let refusedMax = 1024
+    /// What was wrong with a pack and not with a commit is fetched again after this.
+    static let refusedPackPause = Duration.seconds(600)
+    /// Of the reason that is told for a refusal.
+    static let reasonCharactersMax = 500
 
     private let mesh: Mesh
     private let timeline: Timeline
     private let history: History
     private let logger: Logger
     private let pulling = Mutex<Set<ObjectID>>([])
-    /// Heads that were refused, with the reason, so that they are fetched once.
-    private let refused = Mutex<[ObjectID: String]>([:])
+    /// Heads that were refused, so that they are not fetched every time.
+    private let refused = Mutex<[ObjectID: Refusal]>([:])
+
+    private struct Refusal {
+        var reason: String
+        /// Nil: for good, the commit itself is not valid.
+        var until: ContinuousClock.Instant?
+    }
+
+    /// Not valid by its bytes and its ancestors, whoever looks.
+    struct InvalidCommit: Error, CustomStringConvertible {
+        let commit: ObjectID
+        let author: NodeID?
+        let description: String
+    }
 
     init(mesh: Mesh, timeline: Timeline, logger: Logger) {
         self.mesh = mesh
@@ -37,6 +54,7 @@ final class Gossip: Sendable {
 
     /// A peer said hello: what it has and we have not is fetched.
     func heard(_ peer: Peer) {
+        if let head = peer.hello.head { timeline.accepted(head, by: peer.node) }
         for head in Set([peer.hello.head].compactMap(\.self) + peer.hello.announced) {
             if history.graph.contains(head) {
                 timeline.received(head)
@@ -47,22 +65,66 @@ final class Gossip: Sendable {
     }
 
     private func pull(_ head: ObjectID, from node: NodeID) {
-        guard refused.withLock({ $0[head] == nil }) else { return }
+        let isRefused = refused.withLock { refused in
+            guard let refusal = refused[head] else { return false }
+            return refusal.until.map { $0 > .now } ?? true
+        }
+        guard !isRefused else { return }
         let isNew = pulling.withLock { $0.count < Self.pullsMax && $0.insert(head).inserted }
         guard isNew else { return }
         Task {
             do {
                 try await fetch(head, from: node)
                 timeline.received(head)
-            } catch let error where error is InvalidTree || error is UpgradeNeeded {
-                logger.error("refused commit \(head) of node \(node): \(error)")
-                refused.withLock { refused in
-                    if refused.count >= Self.refusedMax { refused = [:] }
-                    refused[head] = "\(error)"
-                }
+                refused.withLock { $0[head] = nil }
+            } catch let error as InvalidCommit {
+                refuse(head, of: node, "\(error)", until: nil)
+                await tell([node, error.author ?? node], error.commit, "\(error)")
+            } catch let error as UpgradeNeeded {
+                refuse(head, of: node, "\(error)", until: nil)
+            } catch let error as HistoryError
+                where [.malformed, .unrelated, .tooLarge].contains(error.code)
+            {
+                refuse(head, of: node, "\(error)", until: .now + Self.refusedPackPause)
+                await tell([node], head, "\(error)")
             } catch { logger.warning("fetching commit \(head) from node \(node): \(error)") }
             _ = pulling.withLock { $0.remove(head) }
         }
+    }
+
+    private func refuse(
+        _ head: ObjectID, of node: NodeID, _ reason: String, until: ContinuousClock.Instant?
+    ) {
+        logger.error("refused commit \(head) of node \(node): \(reason)")
+        refused.withLock { refused in
+            if refused.count >= Self.refusedMax { refused = [:] }
+            refused[head] = Refusal(reason: reason, until: until)
+        }
+    }
+
+    /// An author hears of what is wrong with its commit, and from whom it came hears it too.
+    private func tell(_ nodes: Set<NodeID>, _ commit: ObjectID, _ reason: String) async {
+        let message = PeerMessage.Refused(
+            commit: "\(commit)", reason: String(reason.prefix(Self.reasonCharactersMax)))
+        guard let body = try? JSONEncoder().encode(message) else { return }
+        for node in nodes where mesh.peer(node)?.isOnline == true {
+            // Who is not reached now hears it when he has restarted and the head is met again.
+            _ = try? await mesh.request(
+                node, path: "/v1/refused", body: Array(body), timeout: .seconds(5))
+        }
+    }
+
+    /// What online peers have and this node refuses, for its owner.
+    var problem: String? {
+        let refused = refused.withLock { $0 }
+        for peer in mesh.peers where peer.isOnline {
+            for head in [peer.hello.head].compactMap(\.self) + peer.hello.announced {
+                guard let refusal = refused[head] else { continue }
+                return
+                    "Changes that node \(peer.hello.name) has are not taken in, commit \(head): \(refusal.reason). Run the same version of delugefs on all nodes."
+            }
+        }
+        return nil
     }
 
     private func fetch(_ head: ObjectID, from node: NodeID) async throws {
@@ -98,10 +160,17 @@ final class Gossip: Sendable {
     }
 
     /// Validity is a function of the commit's bytes and its ancestors alone.
-    private static func validate(_ commit: Commit, _ intake: Intake) throws {
-        _ = try CommitMessage(decoding: commit.message)
-        let parent = try commit.parents.first.map { try intake.tree(of: $0) }
-        _ = try difference(from: parent, to: commit.tree, source: intake)
+    static func validate(_ commit: Commit, _ intake: Intake) throws {
+        var author: NodeID?
+        do {
+            if case .change(let node) = try CommitMessage(decoding: commit.message).kind {
+                author = node
+            }
+            let parent = try commit.parents.first.map { try intake.tree(of: $0) }
+            _ = try difference(from: parent, to: commit.tree, source: intake)
+        } catch let error as InvalidTree {
+            throw InvalidCommit(commit: commit.id, author: author, description: "\(error)")
+        }
     }
 
     private func knownHeads() throws -> [ObjectID] {

@@ -82,12 +82,14 @@ extension Node {
         let isCommitted = try await Blocking.alone { [publisher, timeline] in
             publisher.settle(until: deadline) && timeline.commitNow(until: deadline)
         }
-        guard isCommitted, let head = timeline.applied else {
+        // Not `applied`: that may be a merge which never leaves this node.
+        let heads = timeline.announced
+        guard isCommitted, !heads.isEmpty else {
             return ControlMessage.WaitReply(
                 outcome: .timedOut, text: "Some closed files are still being published.")
         }
         mesh.pokeAll()
-        while let missing = await unacknowledged(head) {
+        while let missing = await unacknowledged(heads) {
             guard Date() < deadline else {
                 return ControlMessage.WaitReply(
                     outcome: .timedOut, text: "\(missing) has not acknowledged the latest changes.")
@@ -138,11 +140,12 @@ extension Node {
         }
     }
 
-    /// The name of an online peer that has not taken in a commit; nil when all have.
-    func unacknowledged(_ head: ObjectID) async -> String? {
+    /// The name of an online peer that has not taken in these commits; nil when all have.
+    func unacknowledged(_ heads: [ObjectID]) async -> String? {
         for peer in mesh.peers where peer.isOnline {
-            if await hasTaken(head, peer) { continue }
-            if mesh.peer(peer.node)?.isOnline == true { return peer.hello.name }
+            for head in heads where await !hasTaken(head, peer) {
+                if mesh.peer(peer.node)?.isOnline == true { return peer.hello.name }
+            }
         }
         return nil
     }

@@ -24,6 +24,7 @@ extension Node {
         let free = (try? store.freeBytes()) ?? 0
         let lacking = replicator.lacking
         let counts = (try? catalog.perform { $0.counts }) ?? Counts()
+        let uncommitted = (try? catalog.read { try $0.uncommittedFiles() }) ?? 0
         let local = catalog.local
         let transfers = transfers()
         let incoming = transfers.filter { $0.direction == "in" }.reduce(0) {
@@ -35,7 +36,7 @@ extension Node {
             state: state, version: Self.version, mount: mount?.path.string,
             passthrough: mount?.session.features.map { $0.passthrough != .none } ?? false,
             transport: settings.transport.rawValue, head: timeline.applied?.description ?? "",
-            unpublished: publisher.unpublished, capacityBytes: capacityBytes,
+            unpublished: publisher.unpublished + uncommitted, capacityBytes: capacityBytes,
             usedBytes: local.bytes, freeBytes: free, historyBytes: historyBytes,
             copiesTarget: settings.copies, problems: problems(lacking), peers: peers(),
             contents: Status.Contents(
@@ -100,6 +101,8 @@ extension Node {
                 "The catalog could not be written: the volume is read-only here. Make room on the disk and restart the node."
             )
         }
+        for problem in timeline.problems { add(problem.code, problem.text) }
+        if let text = gossip.problem { add("peer-refused", text) }
         if space.isFull {
             add(
                 "disk-full",

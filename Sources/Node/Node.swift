@@ -449,9 +449,9 @@ extension Node {
 
     private func handOver() async {
         mesh.pokeAll()
-        guard let head = timeline.announced.first else { return }
+        let heads = timeline.announced
         let deadline = ContinuousClock.now + Self.handOverTimeout
-        while ContinuousClock.now < deadline, await unacknowledged(head) != nil {
+        while ContinuousClock.now < deadline, await unacknowledged(heads) != nil {
             try? await Task.sleep(for: Self.waitPoll)
         }
     }

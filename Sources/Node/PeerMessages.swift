@@ -14,6 +14,12 @@ enum PeerMessage {
     struct HasCommit: Codable { var commit: String }
     struct HasCommitReply: Codable { var has: Bool }
 
+    /// `POST /v1/refused`: tells that a commit is not valid, and why.
+    struct Refused: Codable {
+        var commit: String
+        var reason: String
+    }
+
     struct ExtentName: Codable {
         var root: String
         var length: UInt64

@@ -15,7 +15,7 @@ struct PeerService {
         switch path {
         case "/v1/pack", "/v1/clone": 64 << 10
         case "/v1/who-has": 1 << 20
-        case "/v1/has-commit", "/v1/open", "/v1/holders": 4096
+        case "/v1/has-commit", "/v1/open", "/v1/holders", "/v1/refused": 4096
         default: nil
         }
     }
@@ -25,6 +25,7 @@ struct PeerService {
             switch request.path {
             case "/v1/pack": return try await node.gossip.pack(decode(request))
             case "/v1/has-commit": return try await hasCommit(decode(request))
+            case "/v1/refused": return try await refused(decode(request), request.origin)
             case "/v1/open":
                 guard let extent = try decode(request, as: PeerMessage.ExtentName.self).extent
                 else { return .refusal(400, "That is no extent.") }
@@ -66,6 +67,18 @@ struct PeerService {
             return try history.graph.isAncestor(commit, of: applied)
         }
         return try reply(PeerMessage.HasCommitReply(has: has))
+    }
+
+    private func refused(
+        _ message: PeerMessage.Refused, _ origin: PeerRequest.Origin
+    ) async throws -> PeerResponse {
+        guard let commit = ObjectID(hex: message.commit), case .member(let peer) = origin else {
+            return .refusal(400, "That is no commit id.")
+        }
+        try await Blocking.run { [timeline = node.timeline] in
+            try timeline.refused(commit, by: peer, message.reason)
+        }
+        return PeerResponse()
     }
 
     private func whoHas(_ message: PeerMessage.WhoHas) async throws -> PeerResponse {

@@ -11,7 +11,7 @@ import Volume
 ///
 /// **Invariant:** a commit's parent is always `applied`, the commit that the catalog's rows
 /// represent; objects are durable before the catalog says `applied`, rows are durable before they
-/// are committed, and both before a head is announced.
+/// are committed, and both before a head is announced. The branch follows last.
 final class Timeline: Sendable {
     /// Changes are gathered for this long before they are committed.
     static let batchMilliseconds: UInt64 = 100
@@ -19,6 +19,20 @@ final class Timeline: Sendable {
     static let retryMilliseconds: UInt64 = 20
     /// Before what failed, for want of room perhaps, is tried again.
     static let failurePause: TimeInterval = 1
+    /// Tries in a row that end in a conflict; more are a failure.
+    static let conflictsMax = 500
+    /// Commits of ours remembered that peers refuse; of more nobody is told.
+    static let refusalsMax = 64
+    /// Below it are commits of ours that were not valid, by their ids.
+    static let rejected = "refs/rejected/"
+
+    /// What the thread does in each round; the raw value is the code of the problem when it fails.
+    private enum Step: String {
+        case taking = "heads-failed"
+        case committing = "commit-failed"
+        case converging = "merge-failed"
+        case repacking = "repack-failed"
+    }
 
     private struct State {
         /// When the oldest uncommitted change happened.
@@ -32,6 +46,15 @@ final class Timeline: Sendable {
         var headsDue: UInt64?
         /// What is announced and applied; nil before the volume's first commit.
         var heads: HeadConvergence?
+        /// Since the last success of a step: why it failed.
+        var failures: [Step: String] = [:]
+        var conflicts = 0
+        /// Commits made here that peers refuse: who, and why.
+        var refusals: [ObjectID: [NodeID: String]] = [:]
+        /// Those of them that are not looked at yet.
+        var disputed: Set<ObjectID> = []
+        /// Commits of ours that were not valid; nothing that has them is taken in.
+        var rejected: Set<ObjectID> = []
     }
 
     private let catalog: Catalog
@@ -60,14 +83,28 @@ final class Timeline: Sendable {
         self.node = node
         self.logger = logger
         guard let applied = try catalog.read({ try $0.applied() }) else { return }
-        let main = try history.head()
+        let main = try recoverBranch(applied)
         let heads = try Self.heads(applied, history)
-        state.withLock {
+        // Fetched before the last stop and not applied; a branch that is ahead of the rows likewise.
+        var known = Set(try history.references(below: "refs/peers/").values)
+        if main != applied { known.insert(main) }
+        let rejected = Set(try history.references(below: Self.rejected).values)
+        state.withLock { [known] in
             $0.heads = heads
-            // A branch that is ahead of the rows is treated as an incoming head.
-            if let main, main != applied { $0.incoming.insert(main) }
+            $0.rejected = rejected
+            $0.incoming = known
             $0.headsDue = 0
         }
+    }
+
+    /// The rows name a commit before the branch does: a crash between the two leaves the branch
+    /// behind, and the commit where no reference leads to it.
+    private func recoverBranch(_ applied: ObjectID) throws -> ObjectID {
+        if !history.graph.contains(applied) { try history.restore(applied) }
+        let main = try history.head()
+        if let main, try !history.graph.isAncestor(main, of: applied) { return main }
+        if main != applied { try history.setHead(applied) }
+        return applied
     }
 
     /// A merge that the rows represent at a start has perhaps never left this node.
@@ -87,6 +124,28 @@ final class Timeline: Sendable {
     var applied: ObjectID? { state.withLock { $0.heads?.applied } }
     /// What peers are told.
     var announced: [ObjectID] { state.withLock { $0.heads?.announced ?? [] } }
+
+    /// What fails again and again, by the code of the problem.
+    var problems: [(code: String, text: String)] {
+        let (failures, refusals) = state.withLock { ($0.failures, $0.refusals) }
+        var problems = failures.map { step, reason in
+            switch step {
+            case .taking, .converging:
+                (step.rawValue, "Changes made elsewhere cannot be brought in: \(reason).")
+            case .committing:
+                (step.rawValue, "Changes made here cannot be given to other nodes: \(reason).")
+            case .repacking: (step.rawValue, "The history cannot be compacted: \(reason).")
+            }
+        }
+        for (commit, peers) in refusals.sorted(by: { $0.key < $1.key }) {
+            guard let (peer, reason) = peers.min(by: { $0.key < $1.key }) else { continue }
+            let text =
+                "Node \(peer) does not take in changes made here, commit \(commit): \(reason). Run the same version of delugefs on all nodes."
+            problems.append(("commit-refused", text))
+            break
+        }
+        return problems
+    }
 
     // MARK: From other threads
 
@@ -115,6 +174,37 @@ final class Timeline: Sendable {
             return state.incoming.insert(head).inserted
         }
         if isNew { wake() }
+    }
+
+    /// A peer refuses a commit. One that was made here is looked at again, and committed anew if it
+    /// is not valid.
+    func refused(_ commit: ObjectID, by peer: NodeID, _ reason: String) throws {
+        guard history.graph.contains(commit), let message = try history.commit(commit)?.message
+        else { return }
+        if case .change(let author) = try CommitMessage(decoding: message).kind, author != node {
+            return
+        }
+        logger.error("node \(peer) refuses commit \(commit): \(reason)")
+        state.withLock { state in
+            guard !state.rejected.contains(commit),
+                state.refusals[commit] != nil || state.refusals.count < Self.refusalsMax
+            else { return }
+            state.refusals[commit, default: [:]][peer] = reason
+            state.disputed.insert(commit)
+            state.headsDue = Monotonic.milliseconds
+        }
+        wake()
+    }
+
+    /// A peer has a commit, and so all before it.
+    func accepted(_ head: ObjectID, by peer: NodeID) {
+        for commit in state.withLock({ Array($0.refusals.keys) }) {
+            guard (try? history.graph.isAncestor(commit, of: head)) == true else { continue }
+            state.withLock { state in
+                state.refusals[commit]?[peer] = nil
+                if state.refusals[commit]?.isEmpty == true { state.refusals[commit] = nil }
+            }
+        }
     }
 
     /// Blocks until everything changed before this call is committed, or the deadline has passed.
@@ -150,10 +240,13 @@ final class Timeline: Sendable {
     private func run() {
         while true {
             let (incoming, waiters, stopping) = next()
-            let isTaken = attempt("taking in heads") { try take(incoming) }
-            let isCommitted = attempt("committing") { try commit() }
-            let isConverged = attempt("bringing heads together") { try converge() }
-            attempt("repacking") { _ = try history.repackIfNeeded() }
+            let isTaken = attempt(.taking) { try take(incoming) }
+            let isCommitted = attempt(.committing) {
+                try settleDisputes()
+                try commit()
+            }
+            let isConverged = attempt(.converging) { try converge() }
+            attempt(.repacking) { _ = try history.repackIfNeeded() }
             if isCommitted { for waiter in waiters { waiter() } }
             wake()
             if stopping { break }
@@ -175,12 +268,14 @@ final class Timeline: Sendable {
     }
 
     @discardableResult
-    private func attempt(_ what: String, _ body: () throws -> Void) -> Bool {
+    private func attempt(_ step: Step, _ body: () throws -> Void) -> Bool {
         do {
             try body()
+            state.withLock { $0.failures[step] = nil }
             return true
         } catch {
-            logger.error("\(what) failed: \(error)")
+            logger.error("\(step.rawValue): \(error)")
+            state.withLock { $0.failures[step] = "\(error)" }
             return false
         }
     }
@@ -241,48 +336,87 @@ final class Timeline: Sendable {
     private func commit(includingNewborn: Bool = false) throws -> Bool {
         guard try catalog.read({ try $0.isDirty() }) else { return false }
         try catalog.flush()
-        let made = try catalog.snapshot { snapshot in
-            snapshot.hidesNewborn = !includingNewborn
-            return try write(snapshot)
-        }
-        guard let (commit, outcome, version) = made else { return false }
-        try catalog.perform { tx in
-            try tx.committed(
-                outcome, as: commit.id, through: version, hidingNewborn: !includingNewborn)
-        }
-        try settle(on: commit.id)
+        let made = try catalog.snapshot { try write($0, showing: includingNewborn) }
+        guard let made else { return false }
+        try record(made)
+        guard made.isNew else { return false }
+        try catalog.flush()
         if state.withLock({ $0.heads == nil }) {
-            let heads = HeadConvergence(applied: commit.id, at: now)
+            let heads = HeadConvergence(applied: made.commit, at: now)
             state.withLock { $0.heads = heads }
             hooks.withLock { $0.announce }()
         } else {
-            try update { try $0.committed(commit.id, at: now, graph: history.graph) }
+            try update { try $0.committed(made.commit, at: now, graph: history.graph) }
         }
+        try history.setHead(made.commit)
         return true
     }
 
-    private func write(
-        _ live: Snapshot
-    ) throws -> (Commit, CommitOutcome, UInt64)? {
+    private func record(_ made: Written) throws {
+        try catalog.perform { tx in
+            try tx.committed(
+                made.outcome, as: made.commit, through: made.version, showing: made.shown)
+        }
+    }
+
+    private struct Written {
+        var commit: ObjectID
+        /// Else what was marked changes nothing, and this is the parent.
+        var isNew: Bool
+        var outcome: CommitOutcome
+        var version: UInt64
+        /// Newborn files that are in it.
+        var shown: [LineageID]
+    }
+
+    /// - Returns: nil when there is nothing to write, nor any mark to take away.
+    private func write(_ live: Snapshot, showing includingNewborn: Bool) throws -> Written? {
         let state = try live.dirtyState()
-        guard !state.isEmpty, let settings = try live.settings() else { return nil }
+        guard !state.isEmpty, try live.settings() != nil else { return nil }
         let parent = try live.applied()
         let base = try parent.map { try history.graph.tree(of: $0) }
-        let nodes = try live.nodeDescriptions()
+        let newborn = try live.newborn()
+        let hidden = includingNewborn ? [] : Set(newborn.values.joined())
         return try history.write { batch in
             var sink = batch
-            let outcome = try commitTree(
-                onto: base, dirty: state.dirty, live: live, settings: settings, nodes: nodes,
-                horizon: try live.horizon(), source: history, sink: &sink)
-            let commit = try Commit(
-                tree: outcome.root, parents: parent.map { [$0] } ?? [],
-                seconds: Int64(Monotonic.wallMilliseconds / 1000),
-                message: try message(
-                    .change(node), outcome.newestStamp, parent.map { [$0] } ?? []))
-            _ = try sink.write(commit: commit)
+            let outcome = try tree(
+                of: live, live, onto: base, dirty: state.dirty, hiding: hidden, into: &sink)
+            var written = Written(
+                commit: outcome.root, isNew: false, outcome: outcome, version: state.version,
+                shown: includingNewborn ? Array(newborn.keys) : [])
+            if let parent, outcome.root == base {
+                written.commit = parent
+                return state.dirty == outcome.pending ? nil : written
+            }
+            written.commit = try write(outcome, on: parent, into: &sink)
+            written.isNew = true
             batch = sink
-            return (commit, outcome, state.version)
+            return written
         }
+    }
+
+    private func tree(
+        of live: some LiveState, _ snapshot: Snapshot, onto base: ObjectID?, dirty: DirtySet,
+        hiding hidden: Set<Place>, into sink: inout Batch
+    ) throws -> CommitOutcome {
+        guard let settings = try snapshot.settings() else {
+            throw InvalidTree("a volume without settings")
+        }
+        return try commitTree(
+            onto: base, dirty: dirty, hiding: hidden, live: live, settings: settings,
+            nodes: try snapshot.nodeDescriptions(), horizon: try snapshot.horizon(),
+            adopting: base != nil, source: history, sink: &sink)
+    }
+
+    private func write(
+        _ outcome: CommitOutcome, on parent: ObjectID?, into sink: inout Batch
+    ) throws -> ObjectID {
+        let parents = parent.map { [$0] } ?? []
+        let commit = try Commit(
+            tree: outcome.root, parents: parents,
+            seconds: Int64(Monotonic.wallMilliseconds / 1000),
+            message: try message(.change(node), outcome.newestStamp, parents))
+        return try sink.write(commit: commit)
     }
 
     /// The message carries the greatest stamp of the ancestry, so that a rebuilt catalog regains it.
@@ -299,20 +433,95 @@ final class Timeline: Sendable {
         return CommitMessage(kind: kind, newestStamp: greatest).encoded
     }
 
-    /// The rows represent this commit; makes that durable, and the repository's branch too.
-    private func settle(on commit: ObjectID) throws {
+    // MARK: Commits that are not valid
+
+    /// Validity is a function of a commit and its ancestors alone: who refuses one that is valid by
+    /// what this node knows is of another version, and nothing is done here but to say so.
+    private func settleDisputes() throws {
+        while let commit = state.withLock({ $0.disputed.first }) {
+            if let applied, try history.graph.isAncestor(commit, of: applied),
+                try !isValid(commit)
+            {
+                try commitAnew(insteadOf: commit)
+            }
+            _ = state.withLock { $0.disputed.remove(commit) }
+        }
+    }
+
+    private func isValid(_ commit: ObjectID) throws -> Bool {
+        let parent = try history.graph.parents(of: commit).first
+        do {
+            _ = try difference(
+                from: parent.map { try history.graph.tree(of: $0) },
+                to: history.graph.tree(of: commit), source: history)
+            return true
+        } catch is InvalidTree { return false }
+    }
+
+    /// The live state, written whole, on the last valid ancestor; peers validate parents first, so
+    /// that is the parent. What was refused keeps a reference.
+    private func commitAnew(insteadOf refused: ObjectID) throws {
+        let parent = try history.graph.parents(of: refused).first
+        let base = try parent.map { try history.graph.tree(of: $0) }
+        try history.setReference(Self.rejected + "\(refused)", to: refused)
         try catalog.flush()
-        try history.setHead(commit)
+        let made = try catalog.snapshot { snapshot in
+            let hidden = Set(try snapshot.newborn().values.joined())
+            let version = try snapshot.dirtyState().version
+            return try history.write { batch in
+                var sink = batch
+                let outcome = try tree(
+                    of: WholeState(snapshot: snapshot), snapshot, onto: nil, dirty: DirtySet(),
+                    hiding: hidden, into: &sink)
+                _ = try difference(from: base, to: outcome.root, source: sink)
+                let commit = try write(outcome, on: parent, into: &sink)
+                batch = sink
+                return Written(
+                    commit: commit, isNew: true, outcome: outcome, version: version, shown: [])
+            }
+        }
+        try record(made)
+        try catalog.flush()
+        try update {
+            try $0.recommitted(
+                as: made.commit, insteadOf: refused, at: now, graph: history.graph)
+        }
+        state.withLock { state in
+            state.rejected.insert(refused)
+            state.refusals[refused] = nil
+        }
+        try history.setHead(made.commit)
+        logger.error("commit \(refused) was not valid; \(made.commit) is in its place")
+    }
+
+    /// A state of which no commit knows any tree.
+    private struct WholeState: LiveState {
+        let snapshot: Snapshot
+
+        func record(_ id: LineageID) throws -> Record? { try snapshot.record(id) }
+        func links(of id: LineageID) throws -> [(place: Place, link: Link)] {
+            try snapshot.links(of: id)
+        }
+        func link(at place: Place) throws -> Link? { try snapshot.link(at: place) }
+        func children(of directory: LineageID) throws -> [(name: FileName, link: Link)] {
+            try snapshot.children(of: directory)
+        }
+        func tree(of directory: LineageID) -> ObjectID? { nil }
     }
 
     // MARK: What comes from peers
 
     private func take(_ incoming: Set<ObjectID>) throws {
-        guard !incoming.isEmpty else { return }
-        try update { try $0.received(incoming, at: now, graph: history.graph) }
+        let rejected = state.withLock { $0.rejected }
+        let valid = try incoming.filter { head in
+            try !rejected.contains { try history.graph.isAncestor($0, of: head) }
+        }
+        guard !valid.isEmpty else { return }
+        try update { try $0.received(valid, at: now, graph: history.graph) }
     }
 
-    /// Does what the rule of convergence says until it says wait.
+    /// Does what the rule of convergence says until it says wait. Commits nothing before it brings
+    /// rows to a commit: whoever writes without a pause would keep it from that for ever.
     private func converge() throws {
         while true {
             guard var heads = state.withLock({ $0.heads }) else { return }
@@ -321,13 +530,10 @@ final class Timeline: Sendable {
             switch action {
             case .announce: hooks.withLock { $0.announce }()
             case .adopt(let commit):
-                guard try bring(rowsTo: commit, while: [commit]) else { return }
-                try update { $0.adopted(commit) }
+                guard try bring(rowsTo: commit, { $0.adopted(commit) }) else { return }
             case .merge(let parents):
-                guard try !self.commit() else { continue }
                 let merge = try merged(parents)
-                guard try bring(rowsTo: merge, while: parents) else { return }
-                try update { $0.merged(parents, into: merge) }
+                guard try bring(rowsTo: merge, { $0.merged(parents, into: merge) }) else { return }
             case .wait(let until):
                 let due = until.map { UInt64($0 / .milliseconds(1)) + 1 }
                 state.withLock { $0.headsDue = due }
@@ -336,28 +542,35 @@ final class Timeline: Sendable {
         }
     }
 
-    /// Applies the difference between what the rows represent and a commit. What is changed here
-    /// meanwhile in the same places is committed first, which may change what is to be done.
+    /// Applies the difference between what the rows represent and a commit. What was changed here in
+    /// the same places and cannot be settled row by row is committed first, which changes what is to
+    /// be done.
     ///
     /// - Returns: false when the heads have to be looked at again.
-    private func bring(rowsTo commit: ObjectID, while announced: [ObjectID]) throws -> Bool {
-        try self.commit()
-        guard let heads = state.withLock({ $0.heads }), heads.announced == announced else {
-            state.withLock { $0.headsDue = Monotonic.milliseconds }
-            return false
-        }
+    private func bring(
+        rowsTo commit: ObjectID, _ done: (inout HeadConvergence) -> Void
+    ) throws -> Bool {
+        guard let applied = try catalog.read({ try $0.applied() }) else { return false }
         let graph = history.graph
         let change = try difference(
-            from: graph.tree(of: heads.applied), to: graph.tree(of: commit), source: history)
+            from: graph.tree(of: applied), to: graph.tree(of: commit), source: history)
         do {
             let pinned = hooks.withLock { $0.pinned }()
             let effects = try catalog.apply(change, commit: commit, pinned: pinned)
-            try settle(on: commit)
+            try catalog.flush()
             hooks.withLock { $0.applied }(effects)
+            state.withLock { $0.conflicts = 0 }
+            try update(done)
+            try history.setHead(commit)
             return true
         } catch let conflict as ApplyConflict {
             logger.debug("applying \(commit): \(conflict)")
+            let conflicts = state.withLock { state in
+                state.conflicts += 1
+                return state.conflicts
+            }
             try self.commit(includingNewborn: true)
+            guard conflicts <= Self.conflictsMax else { throw conflict }
             state.withLock { $0.headsDue = Monotonic.milliseconds + Self.retryMilliseconds }
             return false
         }

@@ -45,6 +45,8 @@ public struct CommitOutcome: Hashable, Sendable {
     public let trees: [LineageID: ObjectID?]
     /// By place, each file at most once.
     public let adoptions: [Adoption]
+    /// Where files were hidden, and what the base holds there instead: still to be committed.
+    public let pending: DirtySet
     /// The greatest stamp of what was encoded; the message carries that of the whole ancestry.
     public let newestStamp: Stamp?
 }
@@ -56,21 +58,24 @@ public struct CommitOutcome: Hashable, Sendable {
 /// - Parameters:
 ///   - base: top tree of the commit that `live.tree(of:)` speaks about; nil for the first commit, which
 ///     needs no dirty set.
+///   - hidden: every place of files that are left out of the commit.
 ///   - horizon: content given up; the greater of this and the base's is kept.
 ///   - adopting: whether editors' saves are recognised. Not in merges, which change values only.
 /// - Throws: `InvalidTree` when the live state is beyond a limit or contradicts itself,
 ///   `UpgradeNeeded` when the base is of a later format, and what live state, source and sink throw.
 public func commitTree<Sink: TreeSink>(
-    onto base: ObjectID?, dirty: DirtySet, live: some LiveState, settings: VolumeSettings,
+    onto base: ObjectID?, dirty: DirtySet, hiding hidden: Set<Place> = [],
+    live: some LiveState, settings: VolumeSettings,
     nodes: [NodeID: NodeDescription], horizon: Stamp? = nil, adopting: Bool = true,
     source: some TreeSource, sink: inout Sink
 ) throws -> CommitOutcome {
     let parent = try base.map { try VolumeTree(reading: $0, from: source) }
     var commit = try CommitWriter(parent: parent, live: live, source: source, sink: sink)
     defer { sink = commit.sink }
-    try commit.readBase(at: dirty.places)
+    try commit.readBase(at: dirty.places.union(hidden))
+    let kept = try commit.hide(hidden)
     if adopting { try commit.adopt() }
-    try commit.encode(dirty)
+    try commit.encode(dirty.records)
     let root = try commit.writeDirectories()
     let inodes = try commit.writeInodes()
     var top = [TreeEntry(name: Array("tree".utf8), kind: .tree, id: root)]
@@ -81,5 +86,7 @@ public func commitTree<Sink: TreeSink>(
     let unchanged = root == parent?.root && inodes == parent?.inodes && volume == parent?.volume
     return CommitOutcome(
         root: try unchanged ? base ?? commit.sink.write(tree: top) : commit.sink.write(tree: top),
-        trees: commit.changedTrees, adoptions: commit.adoptions, newestStamp: commit.newestStamp)
+        trees: commit.changedTrees, adoptions: commit.adoptions,
+        pending: DirtySet(places: hidden, records: kept),
+        newestStamp: commit.newestStamp)
 }

@@ -13,6 +13,8 @@ struct CommitWriter<Live: LiveState, Source: TreeSource, Sink: TreeSink> {
 
     private var baseEntries: [Place: BaseEntry] = [:]
     private var dirtyPlaces: Set<Place> = []
+    /// What stands there is no part of the commit.
+    private var hidden: Set<Place> = []
     /// Trees of directories in the base that are gone from the live state and so from `live.tree`.
     private var baseTrees: [LineageID: ObjectID] = [:]
     private var baseContents: [LineageID: DirectoryTree] = [:]
@@ -96,6 +98,24 @@ struct CommitWriter<Live: LiveState, Source: TreeSource, Sink: TreeSink> {
         return .file(link, isRegular: true)
     }
 
+    /// Leaves out what stands at these places, whose base has been read. A file that the base holds
+    /// there and that is gone stays until then, as if it were not replaced yet; what lives on
+    /// elsewhere must not stand in the tree twice, so its old place is empty.
+    ///
+    /// - Returns: the files that stay.
+    mutating func hide(_ places: Set<Place>) throws -> Set<LineageID> {
+        hidden = places
+        var kept: Set<LineageID> = []
+        for place in places {
+            guard case .file(let link, _)? = baseEntries[place],
+                try baseInodes.blob(link.target) == nil, try live.links(of: link.target).isEmpty
+            else { continue }
+            kept.insert(link.target)
+            dirtyPlaces.remove(place)
+        }
+        return kept
+    }
+
     // MARK: Adoption
 
     /// Finds editors' saves: a place held regular file x, holds a regular file born since, and x has
@@ -105,7 +125,8 @@ struct CommitWriter<Live: LiveState, Source: TreeSource, Sink: TreeSink> {
         for case .file(let link, _) in baseEntries.values { inBase.insert(link.target) }
         for place in baseEntries.keys.sorted() {
             guard case .file(let old, isRegular: true)? = baseEntries[place],
-                let new = try live.link(at: place), new.target != old.target,
+                !hidden.contains(place), let new = try live.link(at: place),
+                new.target != old.target,
                 newborns[old.target] == nil, adopted[new.target] == nil,
                 !inBase.contains(new.target), try isLiveRegular(new.target),
                 try live.links(of: old.target).isEmpty, try wasBornSince(new.target)
@@ -154,15 +175,14 @@ struct CommitWriter<Live: LiveState, Source: TreeSource, Sink: TreeSink> {
     private mutating func links(of id: LineageID) throws -> [(place: Place, link: Link)] {
         if adopted[id] != nil { return [] }
         if let known = linksOf[id] { return known }
-        let links = try live.links(of: newborns[id] ?? id).map {
-            ($0.place, final($0.link, $0.place))
-        }
+        let links = try live.links(of: newborns[id] ?? id).filter { !hidden.contains($0.place) }
+            .map { ($0.place, final($0.link, $0.place)) }
         linksOf[id] = links
         return links
     }
 
     private func link(at place: Place) throws -> Link? {
-        try live.link(at: place).map { final($0, place) }
+        hidden.contains(place) ? nil : try live.link(at: place).map { final($0, place) }
     }
 
     private func final(_ link: Link, _ place: Place) -> Link {
@@ -173,9 +193,9 @@ struct CommitWriter<Live: LiveState, Source: TreeSource, Sink: TreeSink> {
     // MARK: Entries
 
     /// Encodes every file that may have changed, at the places that may have.
-    mutating func encode(_ dirty: DirtySet) throws {
-        var affected = dirty.records
-        for place in dirty.places {
+    mutating func encode(_ records: Set<LineageID>) throws {
+        var affected = records
+        for place in dirtyPlaces {
             switch baseEntries[place] {
             case .directory(let id): affected.insert(id)
             case .file(let link, _): affected.insert(link.target)
@@ -283,6 +303,7 @@ struct CommitWriter<Live: LiveState, Source: TreeSource, Sink: TreeSink> {
         var entries: [ShardChange] = []
         for (name, link) in try live.children(of: id) {
             let place = Place(directory: id, name: name)
+            if hidden.contains(place) { continue }
             let target = final(link, place).target
             guard let record = try record(target) else {
                 throw InvalidTree("a link to a record that is not there: \(target.rawValue)")

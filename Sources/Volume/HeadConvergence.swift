@@ -81,6 +81,15 @@ public struct HeadConvergence: Hashable, Sendable {
         lastNews = now
     }
 
+    /// What this node is was committed anew, beside a commit that peers refuse.
+    public mutating func recommitted(
+        as commit: ObjectID, insteadOf refused: ObjectID, at now: Duration,
+        graph: some CommitGraph
+    ) throws {
+        announced = try announced.filter { try !graph.isAncestor(refused, of: $0) }
+        try committed(commit, at: now, graph: graph)
+    }
+
     public mutating func adopted(_ commit: ObjectID) {
         applied = commit
         mergedHeads = nil

@@ -29,8 +29,8 @@ struct StatusReport {
             ?? "not mounted"
         let publishing =
             status.unpublished == 0
-            ? "every closed file is published"
-            : "\(Quantity.count(status.unpublished, "closed file")) not yet published"
+            ? "every closed file is committed"
+            : "\(Quantity.count(status.unpublished, "closed file")) not yet committed"
         var space = "\(Quantity.bytes(status.usedBytes)) used"
         space +=
             status.capacityBytes == 0

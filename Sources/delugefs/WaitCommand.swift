@@ -104,7 +104,7 @@ private final class WaitProgress: Sendable {
     private func line(_ status: Status) -> String {
         var parts: [String] = []
         if status.unpublished > 0 {
-            parts.append("\(Quantity.count(status.unpublished, "file")) to publish")
+            parts.append("\(Quantity.count(status.unpublished, "file")) to commit")
         }
         let lacking = status.contents.underReplicated
         if lacking.files > 0 {

@@ -14,20 +14,25 @@ func extent(_ number: UInt8, length: UInt64 = 70_000) throws -> Extent {
 
 /// A commit's id: here its tree's.
 func commit(
-    _ catalog: Catalog, _ objects: MemoryObjects, adopting: Bool = true
+    _ catalog: Catalog, _ objects: MemoryObjects, adopting: Bool = true,
+    hidingNewborn: Bool = false
 ) throws -> ObjectID {
     try catalog.flush()
-    let (outcome, version) = try catalog.snapshot { snapshot in
+    let (outcome, version, shown) = try catalog.snapshot { snapshot in
         let dirty = try snapshot.dirtyState()
         let base = try snapshot.applied()
+        let newborn = try snapshot.newborn()
         var sink = objects
         let outcome = try commitTree(
-            onto: base, dirty: dirty.dirty, live: snapshot,
+            onto: base, dirty: dirty.dirty,
+            hiding: hidingNewborn ? Set(newborn.values.joined()) : [], live: snapshot,
             settings: snapshot.settings() ?? settings,
             nodes: snapshot.nodeDescriptions(), adopting: adopting, source: objects, sink: &sink)
-        return (outcome, dirty.version)
+        return (outcome, dirty.version, hidingNewborn ? [] : Array(newborn.keys))
     }
-    try catalog.perform { try $0.committed(outcome, as: outcome.root, through: version) }
+    try catalog.perform {
+        try $0.committed(outcome, as: outcome.root, through: version, showing: shown)
+    }
     return outcome.root
 }
 

@@ -7,12 +7,13 @@ extension EndToEnd {
         /// Up to 16 KiB a file's root is the SHA-256 of its bytes, so stock tools can check it.
         private static let length = 10_000
 
-        /// Maps a file shared, closes it, and stores through the mapping when told: read(2) into
+        /// Maps a file shared (makes it if there is none), closes it, and stores through the mapping when told: read(2) into
         /// the mapping is a store like any other.
         private static let mapper = """
             my ($file, $flag) = @ARGV;
             my ($mmap, $munmap) = `uname -m` =~ /aarch64/ ? (222, 215) : (9, 11);
-            open my $f, "+<", $file or die "$file: $!";
+            open my $f, -e $file ? "+<" : "+>", $file or die "$file: $!";
+            -s $f or syswrite $f, "o" x \(length);
             my $at = syscall($mmap, 0, \(length), 3, 1, fileno($f), 0);
             die "mmap: $!" if $at == -1;
             close $f;
@@ -93,6 +94,32 @@ extension EndToEnd {
                 }
                 #expect(try await c.sha256("file") != before)
                 for node in [a, c] { try await Self.requireSoundObjects(node, atLeast: 1) }
+            }
+        }
+
+        @Test(
+            "A new file that is still mapped after its first close is committed when wait returns")
+        func mappedNewborn() async throws {
+            try await Workshop.open { workshop in
+                let network = try await Network(workshop)
+                let (one, two) = (try await network.host(), try await network.host())
+                let a = try NodeProcess("a", on: one)
+                let c = try NodeProcess("c", on: two)
+                try await a.create()
+                try await c.join(a)
+                try await c.waitForPeers("a")
+                let flag = "\(workshop.directory)/flag"
+                let child = try one.spawn(
+                    ["perl", "-e", Self.mapper, a["file"], flag],
+                    log: "\(workshop.directory)/mapper.log")
+                try await eventually("the program has mapped it", within: Bounds.command) {
+                    access("\(flag).mapped", F_OK) == 0
+                }
+                try await a.settle()
+                try await c.sees("file")
+                #expect(try await c.sh("wc -c <file").succeeded().line == "\(Self.length)")
+                for step in ["store", "unmap"] { _ = try workshop.write("", to: "flag.\(step)") }
+                #expect(try await child.wait(Bounds.command) == 0)
             }
         }
 
