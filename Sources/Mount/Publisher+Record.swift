@@ -23,6 +23,7 @@ extension Publisher {
             }
             let facts = try facts(of: staged)
             let recorded = try record(candidate, content, facts, vnode.state.lostNames)
+            vnodes.record(vnode)
             vnode.state.lostNames = []
             if candidate.isCopy {
                 vnode.state.copied = candidate.facts

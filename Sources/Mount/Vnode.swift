@@ -114,9 +114,10 @@ final class Vnode: @unchecked Sendable {
     var state = VnodeState()
     private let mutex = NSLock()
 
-    init(nodeid: UInt64, ino: InodeNumber) {
+    init(nodeid: UInt64, ino: InodeNumber, recorded: UInt64) {
         self.nodeid = nodeid
         self.ino = ino
+        state.recorded = recorded
     }
 
     func lock() { mutex.lock() }
@@ -143,6 +144,9 @@ struct VnodeState {
     /// Ends the hashing of a file that is being opened for writing again.
     var hashing: Cancellation?
     var publishing = PublishRhythm()
+    /// When publishing last changed the row, in `VnodeTable.recorded`; of a new vnode, which may have
+    /// had a predecessor, when it was made.
+    var recorded: UInt64 = 0
     /// As of the copy that was published while somebody could still write to the staging file.
     var copied: FileFacts?
     /// A version from elsewhere took the name: this vnode's bytes are an older one.

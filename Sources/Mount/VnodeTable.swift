@@ -28,13 +28,14 @@ final class VnodeTable: Sendable {
     }
 
     private let state: Mutex<State>
+    private let recordings = Atomic<UInt64>(0)
 
     /// The kernel's nodeid of the mount's top.
     static let rootNode: UInt64 = 1
 
     init() {
         var initial = State()
-        let root = Vnode(nodeid: Self.rootNode, ino: .root)
+        let root = Vnode(nodeid: Self.rootNode, ino: .root, recorded: 0)
         initial.nodes[Self.rootNode] = Entry(vnode: root, lookups: 1, pins: 1)
         initial.families[.root] = Family(current: Self.rootNode, members: 1)
         state = Mutex(initial)
@@ -100,6 +101,18 @@ final class VnodeTable: Sendable {
         state.withLock { $0.families[ino]?.isUnlinked = false }
     }
 
+    // MARK: What publishing changes
+
+    /// Taken before a row is read: the row is older than its vnode's state if the vnode was recorded
+    /// since.
+    var recorded: UInt64 { recordings.load(ordering: .sequentiallyConsistent) }
+
+    /// Publishing has changed the vnode's row. Under its lock.
+    func record(_ vnode: Vnode) {
+        vnode.state.recorded =
+            recordings.wrappingAdd(1, ordering: .sequentiallyConsistent).newValue
+    }
+
     /// Inodes that the kernel or a descriptor holds, older versions included.
     var held: Set<InodeNumber> { state.withLock { Set($0.families.keys) } }
 
@@ -115,7 +128,8 @@ final class VnodeTable: Sendable {
             }
             var entry =
                 state.nodes[nodeid]
-                ?? Entry(vnode: Vnode(nodeid: nodeid, ino: ino), lookups: 0, pins: 0)
+                ?? Entry(
+                    vnode: Vnode(nodeid: nodeid, ino: ino, recorded: recorded), lookups: 0, pins: 0)
             count(&entry)
             state.nodes[nodeid] = entry
             return entry.vnode

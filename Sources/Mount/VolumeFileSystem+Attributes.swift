@@ -12,16 +12,16 @@ extension VolumeFileSystem {
             return
         }
         do throws(Errno) {
-            let vnode = try vnode(request)
-            let (attributes, valid) = shown(try inode(vnode), vnode)
+            let (attributes, valid) = try shown(try vnode(request))
             reply.attributes(attributes, valid: valid)
         } catch { reply.error(error) }
     }
 
-    private func inode(_ vnode: Vnode) throws(Errno) -> Inode {
+    private func shown(_ vnode: Vnode) throws(Errno) -> (Attributes, Duration) {
+        let time = vnodes.recorded
         let inode = try query("stat") { reader throws(Errno) in try reader.inode(vnode.ino) }
         guard let inode else { throw .staleNFSFileHandle }
-        return inode
+        return shown(inode, readAt: time, vnode)
     }
 
     // MARK: Changing
@@ -43,7 +43,7 @@ extension VolumeFileSystem {
                 }
             }
             try setFields(vnode, changes)
-            let (attributes, valid) = shown(try inode(vnode), vnode)
+            let (attributes, valid) = try shown(vnode)
             reply.attributes(attributes, valid: valid)
         } catch { reply.error(error) }
     }
@@ -63,7 +63,7 @@ extension VolumeFileSystem {
             try setFields(vnode, changes)
             // A change from elsewhere may have been announced while this request waited: then the
             // kernel must not keep the answer.
-            reply.attributes(shown(try inode(vnode), vnode).0, valid: .zero)
+            reply.attributes(try shown(vnode).0, valid: .zero)
         } catch { reply.error(error) }
     }
 

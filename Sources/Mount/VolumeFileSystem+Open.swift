@@ -160,9 +160,11 @@ extension VolumeFileSystem {
             reply.error(error)
             return
         }
-        // The kernel does not know the node yet: nobody opens it before this answer.
+        // The kernel does not know the node yet: nobody opens it before this answer, and an open
+        // file that nobody else knows is not published.
         let delivered = reply.create(
-            entry(inode, vnode), handle: opened.handle, flags: opened.flags,
+            entry(inode, readAt: vnodes.recorded, vnode), handle: opened.handle,
+            flags: opened.flags,
             backing: opened.backing)
         if !delivered {
             release(opened.handle)

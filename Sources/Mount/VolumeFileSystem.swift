@@ -115,13 +115,15 @@ public final class VolumeFileSystem: FileSystem {
     }
 
     /// Answers with the inode as an entry; takes the lookup back when the kernel did not want it.
-    func answer(_ inode: Inode, _ reply: consuming Reply) {
+    func answer(_ inode: Inode, readAt time: UInt64, _ reply: consuming Reply) {
         let vnode = vnodes.lookUp(inode.ino)
-        if !reply.entry(entry(inode, vnode)) { forget(nodeid: vnode.nodeid, count: 1) }
+        if !reply.entry(entry(inode, readAt: time, vnode)) {
+            forget(nodeid: vnode.nodeid, count: 1)
+        }
     }
 
-    func entry(_ inode: Inode, _ vnode: Vnode) -> EntryOut {
-        let (attributes, valid) = shown(inode, vnode)
+    func entry(_ inode: Inode, readAt time: UInt64, _ vnode: Vnode) -> EntryOut {
+        let (attributes, valid) = shown(inode, readAt: time, vnode)
         return EntryOut(
             nodeid: vnode.nodeid, entryValid: Self.cacheLifetime, attributesValid: valid,
             attributes: attributes)
@@ -130,10 +132,16 @@ public final class VolumeFileSystem: FileSystem {
     // MARK: Attributes
 
     /// What stat shows, and for how long. A staging file knows its own size and times.
-    func shown(_ inode: Inode, _ vnode: Vnode) -> (Attributes, Duration) {
-        var attributes = catalogAttributes(inode)
-        guard inode.kind == .file else { return (attributes, Self.cacheLifetime) }
+    ///
+    /// - Parameter time: `vnodes.recorded` before the row was read. If the file was published in
+    ///   between, neither that row nor the vnode knows its size: the row is read again.
+    func shown(
+        _ inode: Inode, readAt time: UInt64, _ vnode: Vnode
+    ) -> (Attributes, Duration) {
+        guard inode.kind == .file else { return (catalogAttributes(inode), Self.cacheLifetime) }
         return vnode.locked {
+            let isOutdated = vnode.state.recorded > time
+            var attributes = catalogAttributes(isOutdated ? newest(inode) : inode)
             if vnode.state.isSuperseded, let version = vnode.state.version {
                 setSize(&attributes, version.content.length)
                 attributes.mtime = FUSE.Timestamp(version.modified)
@@ -150,6 +158,12 @@ public final class VolumeFileSystem: FileSystem {
                 return (attributes, Self.writingLifetime)
             }
         }
+    }
+
+    private func newest(_ inode: Inode) -> Inode {
+        let row = try? query("stat") { reader throws(Errno) in try reader.inode(inode.ino) }
+        // One that is gone by now shows what it had.
+        return (row ?? nil) ?? inode
     }
 
     private func facts(of staged: StagedFile) throws(StoreError) -> FileFacts {
