@@ -47,7 +47,9 @@ extension VolumeFileSystem {
         case .inline(let bytes):
             let staged = try newStaging(vnode.ino)
             try write(Array(bytes.prefix(Int(clamping: keeping))), to: staged)
-            try adopt(staged, vnode, keepsTime: keeping >= UInt64(bytes.count))
+            // A truncation counts as a change even of what is empty.
+            try adopt(
+                staged, vnode, keepsTime: keeping > 0 && keeping >= UInt64(bytes.count))
         case .object(let extent, let known):
             let file: SharedDescriptor?
             if case .passthrough = vnode.state.mode {
