@@ -68,13 +68,13 @@ extension Publisher {
             vnode.state.waiting = nil
             vnode.state.split = nil
             vnode.state.unload()
-            removeWhenDurable(staged.name)
+            removeWhenDurable(staged)
             return waiting
         }
         var staged = staged
         if case .sealed(let extent, _) = staged.phase, vnode.state.isInUse {
             vnode.state.bytes = .object(extent, staged.file)
-            removeWhenDurable(staged.name)
+            removeWhenDurable(staged)
         } else {
             staged.phase = .published
             staged.original = nil

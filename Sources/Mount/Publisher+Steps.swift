@@ -273,15 +273,24 @@ extension Publisher {
             if candidate.isCopy { try? store.removeStaging(candidate.name) }
             return false
         }
-        // Before the link, which sets the change time.
-        let facts = try store.stagingFacts(staged.name)
-        guard try store.link(object) == .linked, !candidate.isCopy else { return true }
-        staged.phase = .sealed(object.hashed.extent, facts)
-        vnode.state.bytes = .staging(staged)
-        if case .passthrough = vnode.state.mode {
-            claims.add(object.hashed.extent.root, for: vnode.nodeid)
-            vnode.state.claimed = object.hashed.extent.root
+        if candidate.isCopy {
+            _ = try store.link(object)
+            return true
         }
+        // Before the link, which sets the change time, and after which others find the object.
+        let facts = try store.stagingFacts(staged.name)
+        let extent = object.hashed.extent
+        let use = users.use(extent.root, for: vnode)
+        if case .passthrough = vnode.state.mode {
+            users.add(extent.root, for: vnode.nodeid)
+            vnode.state.claimed = extent.root
+        }
+        var isObject = false
+        defer { if !isObject { releaseClaim(vnode) } }
+        isObject = try store.link(object) == .linked
+        guard isObject else { return true }
+        staged.seal(extent, facts, use)
+        vnode.state.bytes = .staging(staged)
         return true
     }
 

@@ -48,7 +48,7 @@ final class RangeReader: Sendable {
         }
         switch parts[index].source {
         case .local(let file): append(file, index)
-        case .remote(let stream):
+        case .remote(let stream, _):
             let wait = stream.whenReadable(parts[index].range) { result in
                 switch result {
                 case .success(let file): self.append(file, index)

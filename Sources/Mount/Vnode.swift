@@ -21,7 +21,8 @@ enum Bytes {
 struct ExtentBytes {
     enum Source {
         case local(SharedDescriptor)
-        case remote(any ContentStream)
+        /// What is being fetched is an object in the end.
+        case remote(any ContentStream, ObjectUse)
     }
     let extent: Extent
     let offset: UInt64
@@ -45,10 +46,19 @@ struct StagedFile {
     /// There while the daemon serves requests from it.
     var file: SharedDescriptor?
     var isWritable = false
+    /// Of the object that it is, until its name in `staging/` is gone.
+    private(set) var use: ObjectUse?
     /// As it was copied, if a write is certain to leave another modification time.
     var original: FileFacts?
 
     var isUnpublished: Bool { phase != .published }
+
+    /// It bears an object's name.
+    mutating func seal(_ extent: Extent, _ facts: FileFacts, _ use: ObjectUse) {
+        phase = .sealed(extent, facts)
+        self.use = use
+        file?.keep(use)
+    }
 }
 
 /// The kernel allows one mode and one backing file per inode at a time; a violation is EIO to the
@@ -103,7 +113,8 @@ struct Privileges: OptionSet {
 /// 1. A staging row of the catalog names the unpublished staging file of the inode's current vnode,
 ///    and that vnode is pinned by a writer or by the publisher.
 /// 2. A file that bears an object's name is written to by nobody: `sealed` and `object` have no
-///    writers, and one object backs at most one inode by passthrough (`BackingClaims`).
+///    writers; one object backs at most one inode by passthrough, and a writer takes its file only
+///    while no other inode uses it (`ObjectUsers`).
 /// 3. While `waiting` is set the bytes are being prepared off the lock: nobody opens, publishes or
 ///    unloads.
 /// 4. A superseded vnode has no writers and gets no further opens.

@@ -154,31 +154,3 @@ final class VnodeTable: Sendable {
         }
     }
 }
-
-/// Which vnodes the kernel reads an object for. A writer takes the object's file away from under the
-/// readers that the kernel serves, so it must be the only inode that it backs.
-final class BackingClaims: Sendable {
-    private let owners = Mutex<[ContentRoot: Set<UInt64>]>([:])
-
-    /// - Returns: false when the object backs another vnode: this one is to be opened cached.
-    func claim(_ root: ContentRoot, for nodeid: UInt64) -> Bool {
-        owners.withLock { owners in
-            guard owners[root, default: [nodeid]] == [nodeid] else { return false }
-            owners[root] = [nodeid]
-            return true
-        }
-    }
-
-    /// A file that the kernel reads already has become the object. Others may still read an earlier
-    /// file of that name, which was removed: until they are gone nobody new may claim it.
-    func add(_ root: ContentRoot, for nodeid: UInt64) {
-        owners.withLock { _ = $0[root, default: []].insert(nodeid) }
-    }
-
-    func release(_ root: ContentRoot, for nodeid: UInt64) {
-        owners.withLock { owners in
-            owners[root]?.remove(nodeid)
-            if owners[root]?.isEmpty == true { owners[root] = nil }
-        }
-    }
-}

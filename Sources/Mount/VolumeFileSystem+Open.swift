@@ -258,33 +258,38 @@ extension VolumeFileSystem {
         switch vnode.state.bytes {
         case .staging(var staged):
             let file = try readable(staged)
-            guard let id = register(file, vnode, session) else { return nil }
+            var object: Extent?
+            if case .sealed(let extent, _) = staged.phase { object = extent }
+            guard let id = register(file, object, vnode, session) else { return nil }
             staged.file = nil
             staged.isWritable = false
             vnode.state.bytes = .staging(staged)
             return id
         case .object(let extent, let known):
             let opened: SharedDescriptor?
-            if let known { opened = known } else { opened = try openObject(extent) }
+            if let known { opened = known } else { opened = try openObject(extent, for: vnode) }
             guard let file = opened else { throw .ioError }
-            guard publisher.claims.claim(extent.root, for: vnode.nodeid) else { return nil }
-            guard let id = register(file, vnode, session) else {
-                publisher.claims.release(extent.root, for: vnode.nodeid)
-                return nil
-            }
-            vnode.state.claimed = extent.root
+            guard let id = register(file, extent, vnode, session) else { return nil }
             vnode.state.bytes = .object(extent, nil)
             return id
         default: return nil
         }
     }
 
+    /// - Parameter object: that the file is, if it is one.
     private func register(
-        _ file: SharedDescriptor, _ vnode: Vnode, _ session: Session
+        _ file: SharedDescriptor, _ object: Extent?, _ vnode: Vnode, _ session: Session
     ) -> Int32? {
+        if let root = object?.root {
+            guard publisher.users.claim(root, for: vnode.nodeid) else { return nil }
+            vnode.state.claimed = root
+        }
         guard let facts = try? store.facts(of: file.descriptor),
             let id = try? session.openBacking(file.descriptor.rawValue)
-        else { return nil }
+        else {
+            publisher.releaseClaim(vnode)
+            return nil
+        }
         vnode.state.backing = facts.identity
         return id
     }

@@ -18,6 +18,9 @@ extension VolumeFileSystem {
     static let clockStepSeconds: Int64 = 1
     /// How long a writer waits for peers' reads of the object to end.
     static let letGoSeconds = 10.0
+    /// How long a writer waits for the row of what became an object a moment ago, and between looks.
+    static let recordMillisecondsMax: UInt64 = 10_000
+    static let recordLookMicroseconds: UInt32 = 5000
 
     /// Makes the bytes a staging file and counts one more writer. Under the vnode's lock, which
     /// nobody waits for and which is not superseded.
@@ -32,7 +35,7 @@ extension VolumeFileSystem {
         case .staging(var staged):
             switch staged.phase {
             case .sealed(let extent, _):
-                let file = try openStaged(staged.name, writing: false)
+                let file = try openStaged(staged, writing: false)
                 return try replaceObject(vnode, extent, file, keeping: keeping)
             case .published:
                 _ = try nameStaging(vnode, staged.name)
@@ -57,7 +60,7 @@ extension VolumeFileSystem {
             } else if let known {
                 file = known
             } else {
-                file = try openObject(extent)
+                file = try openObject(extent, for: vnode)
             }
             return try replaceObject(vnode, extent, file, keeping: keeping)
         case .extents(let extents):
@@ -105,8 +108,10 @@ extension VolumeFileSystem {
         _ vnode: Vnode, _ extent: Extent, _ file: SharedDescriptor?, keeping: UInt64
     ) throws(Errno) -> Bool {
         if case .passthrough = vnode.state.mode, let backing = vnode.state.backing {
-            let isObject = vnode.state.staged == nil
-            guard extent.length <= Self.movedBytesMax || sharesBlocks || !isObject else {
+            let mayMove =
+                (extent.length <= Self.movedBytesMax || sharesBlocks)
+                && publisher.users.isOnlyUser(vnode, of: extent.root)
+            guard mayMove || vnode.state.staged != nil else {
                 supersede(vnode)
                 throw .staleNFSFileHandle
             }
@@ -152,22 +157,23 @@ extension VolumeFileSystem {
         }
     }
 
-    func openStaged(_ name: StagingName, writing: Bool) throws(Errno) -> SharedDescriptor {
+    func openStaged(_ staged: StagedFile, writing: Bool) throws(Errno) -> SharedDescriptor {
         do throws(StoreError) {
-            return SharedDescriptor(try store.openStaging(name, writing ? .readWrite : .read))
+            return SharedDescriptor(
+                try store.openStaging(staged.name, writing ? .readWrite : .read), staged.use)
         } catch { throw error.errno }
     }
 
     /// A descriptor to read by: the daemon's, or one for this request.
     func readable(_ staged: StagedFile) throws(Errno) -> SharedDescriptor {
         if let file = staged.file { return file }
-        return try openStaged(staged.name, writing: false)
+        return try openStaged(staged, writing: false)
     }
 
     /// A descriptor to write by: the daemon's, or one for this request.
     func writable(_ staged: StagedFile) throws(Errno) -> SharedDescriptor {
         if staged.isWritable, let file = staged.file { return file }
-        return try openStaged(staged.name, writing: true)
+        return try openStaged(staged, writing: true)
     }
 
     private func write(_ bytes: [UInt8], to staged: StagedFile) throws(Errno) {
@@ -212,7 +218,7 @@ extension VolumeFileSystem {
         let replaced = vnode.state.staged
         vnode.state.bytes = .staging(staged)
         publisher.releaseClaim(vnode)
-        if let replaced { publisher.removeWhenDurable(replaced.name) }
+        if let replaced { publisher.removeWhenDurable(replaced) }
     }
 
     /// Opening for writing alone changes no modification time.
@@ -286,12 +292,16 @@ extension VolumeFileSystem {
         do throws(StoreError) {
             file = SharedDescriptor(
                 try store.detachObject(
-                    extent.root, to: name, copyBytesMax: .max, expecting: backing))
+                    extent.root, to: name, copyBytesMax: .max, expecting: backing
+                ) { (exchange) throws(StoreError) in
+                    try publisher.users.take(extent.root, for: vnode, exchange)
+                })
         } catch {
             guard error.errno == .staleNFSFileHandle || error.errno == .noSuchFileOrDirectory
             else { throw error }
-            // The object was removed, or removed and fetched again, under the readers: theirs is
-            // a file that cannot be had any more.
+            // Others use the object's file too, or it was removed, or removed and fetched again,
+            // under the readers: theirs is a file that cannot be had any more.
+            try awaitRecord(vnode)
             vnode.locked { supersede(vnode) }
             throw Errno.staleNFSFileHandle
         }
@@ -303,6 +313,15 @@ extension VolumeFileSystem {
         }
         let staged = StagedFile(name: name, file: file, isWritable: true)
         try vnode.locked { try adopt(staged, vnode, keepsTime: true) }
+    }
+
+    /// Until the row has what is sealed: the next vnode begins with what the row says.
+    private func awaitRecord(_ vnode: Vnode) throws(Errno) {
+        let deadline = Monotonic.milliseconds + Self.recordMillisecondsMax
+        while vnode.locked({ vnode.state.staged?.isUnpublished == true }) {
+            guard Monotonic.milliseconds < deadline else { throw .resourceBusy }
+            usleep(Self.recordLookMicroseconds)
+        }
     }
 
     /// Content that is partly elsewhere: what is needed is fetched, then copied.
@@ -329,7 +348,9 @@ extension VolumeFileSystem {
         do {
             guard let target = staged.file else { throw Errno.ioError }
             for part in extents {
-                guard let object = try openObject(part.extent) else { throw Errno.ioError }
+                guard let object = try openObject(part.extent, for: vnode) else {
+                    throw Errno.ioError
+                }
                 try store.clone(
                     from: object.descriptor, to: target.descriptor,
                     range: 0..<min(part.extent.length, keeping - part.offset), at: part.offset)
@@ -345,7 +366,7 @@ extension VolumeFileSystem {
         _ extents: ArraySlice<ExtentBytes>, _ body: @escaping @Sendable (Errno?) -> Void
     ) {
         guard let first = extents.first else { return body(nil) }
-        guard case .remote(let stream) = first.source else {
+        guard case .remote(let stream, _) = first.source else {
             return fetch(extents.dropFirst(), body)
         }
         stream.whenComplete { result in

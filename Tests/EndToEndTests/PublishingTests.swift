@@ -49,5 +49,29 @@ extension EndToEnd {
                 #expect(year != "2001")
             }
         }
+
+        @Test("A writer of one file changes no byte of another with the same content")
+        func equalContent() async throws {
+            try await Self.one { node in
+                try await node.sh(
+                    "head -c 200000 /dev/zero | tr '\\0' o >a; cp a b; cp a c"
+                ).succeeded()
+                try await node.settle()
+                // The first reader is the kernel's, the second ours.
+                let outcome = try await node.sh(
+                    """
+                    exec 3<a 4<b
+                    exec 5<>a
+                    printf LATE >&5
+                    head -c 4 <&4; head -c 4 a; head -c 4 b; head -c 4 c
+                    exec 3<&- 4<&- 5>&-
+                    """)
+                #expect(outcome.output == "ooooLATEoooooooo", "\(outcome.report)")
+                try await node.settle()
+                #expect(
+                    try await node.sh("head -c 4 a; head -c 4 b; head -c 4 c").output
+                        == "LATEoooooooo")
+            }
+        }
     }
 }
