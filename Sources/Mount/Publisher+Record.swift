@@ -22,7 +22,13 @@ extension Publisher {
                 return nil
             }
             let facts = try facts(of: staged)
-            let recorded = try record(candidate, content, facts, vnode.state.lostNames)
+            let recorded: Recorded
+            do {
+                recorded = try record(candidate, content, facts, vnode.state.lostNames)
+            } catch Errno.noSuchFileOrDirectory {
+                // Removed since it was looked at: it is submitted again if it gets a name.
+                return nil
+            }
             vnodes.record(vnode)
             vnode.state.lostNames = []
             if candidate.isCopy {

@@ -73,5 +73,21 @@ extension EndToEnd {
                         == "LATEoooooooo")
             }
         }
+
+        @Test("Waiting for what is closed does not fail because a file was removed")
+        func removedWhilePublished() async throws {
+            try await Self.one { node in
+                let outcome = try await node.host.run(
+                    Shell.bash(
+                        """
+                        cd "$1"
+                        for i in {1..600}; do head -c 10000 /dev/urandom >t$i; rm t$i; done &
+                        for i in {1..40}; do "$2" wait --root "$3" --timeout 30; done
+                        wait
+                        """, [node[""], Machine.binary, node.root]),
+                    environment: node.environment, timeout: Bounds.transfer)
+                #expect(outcome.isSuccess, "\(outcome.report)")
+            }
+        }
     }
 }
