@@ -77,6 +77,9 @@ final class VnodeTable: Sendable {
         return release(nodeid) { $0.lookups -= min($0.lookups, count) } ? vnode.ino : nil
     }
 
+    /// What the kernel has looked up.
+    var known: [UInt64] { state.withLock { $0.nodes.filter { $1.lookups > 0 }.map(\.key) } }
+
     /// From now on the inode's names lead to a new vnode.
     func supersede(_ vnode: Vnode) {
         state.withLock { state in

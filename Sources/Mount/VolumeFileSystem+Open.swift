@@ -311,6 +311,13 @@ extension VolumeFileSystem {
         unpin(handle.vnode)
     }
 
+    /// Of a mount that was taken away with files open (an aborted connection) the kernel neither
+    /// releases nor forgets anything any more: what was written is published all the same.
+    public func ended() {
+        for handle in handles.open { release(handle) }
+        for nodeid in vnodes.known { forget(nodeid: nodeid, count: .max) }
+    }
+
     /// An open whose answer the kernel did not take: RELEASE will not come.
     private func abandon(_ opened: Opened, _ vnode: Vnode) {
         guard let handle = handles.remove(opened.handle) else { return }

@@ -89,5 +89,26 @@ extension EndToEnd {
                 #expect(outcome.isSuccess, "\(outcome.report)")
             }
         }
+
+        @Test("What was open when the connection was aborted is published")
+        func abortedConnection() async throws {
+            try await Self.one { node in
+                let control = try node.host.network.workshop.make("fusectl")
+                try await node.host.sh("mount -t fusectl fusectl \"$1\"", control).succeeded()
+                node.host.network.workshop.onClose("fusectl") {
+                    try await node.host.sh("umount \"$1\"", control).succeeded()
+                }
+                try await node.sh(
+                    """
+                    exec 3>file; head -c 10000 /dev/urandom >&3
+                    echo 1 >"$1"/$(mountpoint -d . | cut -d: -f2)/abort
+                    """, control
+                ).succeeded()
+                try await node.settle()
+                let objects = try await node.host.sh(
+                    "find \"$1\"/objects -type f -size 10000c | wc -l", node.root)
+                #expect(objects.line == "1")
+            }
+        }
     }
 }
