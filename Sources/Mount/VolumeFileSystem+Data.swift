@@ -121,15 +121,19 @@ extension VolumeFileSystem {
     /// Bytes first, then the row: a durable name never leads to bytes that are not. What is
     /// published is on the disk already.
     private func synchronize(_ vnode: Vnode?, _ reply: PendingReply) {
+        let staged = vnode.flatMap { vnode in vnode.locked { vnode.state.staged } }
+        guard let staged, staged.phase == .unpublished else { return answerWhenDurable(reply) }
         synchronization.submit {
             do {
-                let staged = vnode.flatMap { vnode in vnode.locked { vnode.state.staged } }
-                if let staged, staged.phase == .unpublished {
-                    try self.synchronize(staged)
-                }
-                try self.catalog.flush()
-                reply.empty()
+                try self.synchronize(staged)
+                self.answerWhenDurable(reply)
             } catch { reply.error(self.errno(error, "fsync")) }
+        }
+    }
+
+    private func answerWhenDurable(_ reply: PendingReply) {
+        catalog.afterDurable { failure in
+            if let failure { reply.error(failure) } else { reply.empty() }
         }
     }
 

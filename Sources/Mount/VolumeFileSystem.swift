@@ -38,8 +38,8 @@ public final class VolumeFileSystem: FileSystem {
     let handles = HandleTable()
     /// Runs what would keep a reader thread waiting for the disk: copies before a write, truncations.
     let preparation = WorkQueue(name: "prepare", threads: 2)
-    /// Runs what an fsync waits for.
-    let synchronization = WorkQueue(name: "fsync", threads: 2)
+    /// Runs what an fsync waits for: as many at once as a disk orders well among themselves.
+    let synchronization = WorkQueue(name: "fsync", threads: 8)
     let virtual: VirtualDirectory
     public let publisher: Publisher
     var vnodes: VnodeTable { publisher.vnodes }
