@@ -127,9 +127,7 @@ extension Publisher {
             if entry.isHurried, !isCopied { return .copy(candidate) }
             return .later(milliseconds: Self.leaseRetryMilliseconds, .held(isCopied: isCopied))
         }
-        if let original = staged.original, original.modified == facts.modified,
-            original.size == facts.size
-        {
+        if staged.isUntouched(facts) {
             try discard(vnode, staged)
             return .discard
         }

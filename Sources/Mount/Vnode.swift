@@ -53,6 +53,11 @@ struct StagedFile {
 
     var isUnpublished: Bool { phase != .published }
 
+    /// Nothing was written since it was copied.
+    func isUntouched(_ facts: FileFacts) -> Bool {
+        original?.modified == facts.modified && original?.size == facts.size
+    }
+
     /// It bears an object's name.
     mutating func seal(_ extent: Extent, _ facts: FileFacts, _ use: ObjectUse) {
         phase = .sealed(extent, facts)

@@ -154,7 +154,10 @@ public final class VolumeFileSystem: FileSystem {
                 return (attributes, Self.cacheLifetime)
             case .unpublished:
                 // Also what is closed: a mapping may still write to it.
-                if let facts = try? facts(of: staged) { overlay(&attributes, facts) }
+                // The copy's times are no change of the file's while nothing is written to it.
+                if let facts = try? facts(of: staged), !staged.isUntouched(facts) {
+                    overlay(&attributes, facts)
+                }
                 return (attributes, Self.writingLifetime)
             }
         }

@@ -50,6 +50,34 @@ extension EndToEnd {
             }
         }
 
+        @Test("Opening a file for writing alone changes none of its times")
+        func openingChangesNoTime() async throws {
+            try await Self.one { node in
+                try await node.sh(
+                    """
+                    head -c 10000 /dev/urandom >file; echo small >inline
+                    touch -d 2001-02-03 file inline
+                    """
+                ).succeeded()
+                try await node.settle()
+                let outcome = try await node.sh(
+                    """
+                    for name in file inline; do
+                        before=$(stat -c '%y %z' $name)
+                        sleep 0.1
+                        exec 3<>$name
+                        sleep 1.1
+                        test "$(stat -c '%y %z' $name)" = "$before" || stat -c '%n %y %z' $name
+                        printf x >&3
+                        sleep 1.1
+                        test "$(stat -c '%z' $name)" != "${before#*00 }" || echo $name is old
+                        exec 3>&-
+                    done
+                    """)
+                #expect(outcome.isSuccess && outcome.output.isEmpty, "\(outcome.report)")
+            }
+        }
+
         @Test("A writer of one file changes no byte of another with the same content")
         func equalContent() async throws {
             try await Self.one { node in
