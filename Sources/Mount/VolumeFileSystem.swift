@@ -27,6 +27,8 @@ public final class VolumeFileSystem: FileSystem {
 
     /// How long the kernel may believe names and attributes: every change from elsewhere is pushed.
     static let cacheLifetime = Duration.seconds(3600)
+    /// What disks allocate at least.
+    static let blockBytes: UInt64 = 4096
     /// While a passthrough writer may change size and times behind our back.
     static let writingLifetime = Duration.seconds(1)
 
@@ -185,9 +187,11 @@ public final class VolumeFileSystem: FileSystem {
         return attributes
     }
 
+    /// As many blocks as nearly every disk takes for it, so that publishing changes nothing that is
+    /// shown. The row does not know of holes.
     func setSize(_ attributes: inout Attributes, _ size: UInt64) {
         attributes.size = size
-        attributes.blocks = (size + 511) / 512
+        attributes.blocks = (size + Self.blockBytes - 1) / Self.blockBytes * (Self.blockBytes / 512)
     }
 
     private func overlay(_ attributes: inout Attributes, _ file: FileFacts) {

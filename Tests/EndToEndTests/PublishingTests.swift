@@ -78,6 +78,20 @@ extension EndToEnd {
             }
         }
 
+        @Test("A dense file keeps its number of blocks when it is published")
+        func blocks() async throws {
+            try await Self.one { node in
+                let before = try await node.sh(
+                    """
+                    for size in 1 4096 4097 10000 300000; do head -c $size /dev/urandom >$size; done
+                    sync; stat -c '%n %b' *
+                    """)
+                try await node.settle()
+                let after = try await node.sh("sleep 1.1; stat -c '%n %b' *")
+                #expect(before.output == after.output)
+            }
+        }
+
         @Test("A writer of one file changes no byte of another with the same content")
         func equalContent() async throws {
             try await Self.one { node in
