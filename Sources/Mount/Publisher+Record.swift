@@ -16,7 +16,7 @@ extension Publisher {
     /// Records the content, gives the vnode its new state and the queue its entry back.
     func finish(_ candidate: Candidate, _ content: Content, milliseconds: UInt64) throws {
         let vnode = candidate.vnode
-        let result = try vnode.locked { () -> (Recorded, [@Sendable (Errno?) -> Void])? in
+        let result = try vnode.locked { () -> (Recorded, [Waiter])? in
             let isCurrent = vnode.state.writeGeneration == candidate.generation
             guard isCurrent, let staged = vnode.state.staged, staged.isUnpublished else {
                 return nil
@@ -39,7 +39,7 @@ extension Publisher {
         }
         if candidate.isCopy { try? store.removeStaging(candidate.name) }
         guard let (recorded, waiting) = result else { return unpin(vnode) }
-        for wake in waiting { wake(nil) }
+        for waiter in waiting { waiter.proceed(nil) }
         if recorded.isRevived { vnodes.linked(vnode.ino) }
         published(content.extents)
         if !recorded.effects.entries.isEmpty { notify(recorded.effects) }
@@ -62,7 +62,7 @@ extension Publisher {
     private func settle(
         _ vnode: Vnode, _ staged: StagedFile, _ inode: CatalogInode, _ content: Content,
         _ milliseconds: UInt64
-    ) -> [@Sendable (Errno?) -> Void] {
+    ) -> [Waiter] {
         let version = Version(inode, content)
         if vnode.state.pages == vnode.state.version?.stamp { vnode.state.pages = version.stamp }
         vnode.state.version = version

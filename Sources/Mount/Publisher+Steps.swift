@@ -340,6 +340,6 @@ extension Publisher {
             return vnode.state.waiting ?? []
         }
         let error = (failure as? StoreError)?.errno ?? (failure as? Errno) ?? .ioError
-        for wake in waiting { wake(error) }
+        for waiter in waiting { waiter.proceed(error) }
     }
 }

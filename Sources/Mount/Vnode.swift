@@ -4,6 +4,8 @@ import Store
 import SystemPackage
 import Volume
 
+import class FUSE.PendingReply
+
 typealias Inode = CatalogInode
 
 /// What serves the bytes of an inode.
@@ -120,8 +122,8 @@ struct Privileges: OptionSet {
 /// 2. A file that bears an object's name is written to by nobody: `sealed` and `object` have no
 ///    writers; one object backs at most one inode by passthrough, and a writer takes its file only
 ///    while no other inode uses it (`ObjectUsers`).
-/// 3. While `waiting` is set the bytes are being prepared off the lock: nobody opens, publishes or
-///    unloads.
+/// 3. While `waiting` is set the bytes are being prepared off the lock: nobody publishes or unloads,
+///    and nobody opens but readers of what is there, cached.
 /// 4. A superseded vnode has no writers and gets no further opens.
 final class Vnode: @unchecked Sendable {
     // Sendable: `state` is touched only between `lock` and `unlock`.
@@ -173,9 +175,9 @@ struct VnodeState {
     var pageCacheIsStale = false
     /// Where there are any, a write must be seen by the daemon. Known while there are writers.
     var privileges: Privileges = []
-    /// While bytes are being prepared off the lock: what to run again afterwards. Who began it is
-    /// the first and gets the error.
-    var waiting: [@Sendable (Errno?) -> Void]?
+    /// While bytes are being prepared off the lock: who goes on afterwards. Who began it is the first
+    /// and gets the error.
+    var waiting: [Waiter]?
     /// The file that the kernel reads by itself.
     var backing: FileIdentity?
     /// The object that this vnode backs by passthrough.
@@ -193,11 +195,28 @@ struct VnodeState {
         return nil
     }
 
+    /// The bytes that a writer waits for a copy of are still those of readers.
+    var isReadableMeanwhile: Bool {
+        switch bytes {
+        case .object, .extents: split == nil
+        case .unloaded, .inline, .staging: false
+        }
+    }
+
     mutating func unload() {
         bytes = .unloaded
         version = nil
         backing = nil
     }
+}
+
+/// A request that needs the bytes to be there.
+struct Waiter {
+    let reply: PendingReply
+    let proceed: @Sendable (Errno?) -> Void
+
+    /// It was interrupted and may not happen any more.
+    var isGone: Bool { reply.isAnswered }
 }
 
 struct LostName: Hashable {

@@ -36,9 +36,11 @@ extension VolumeFileSystem {
                 vnode.lock()
                 guard try truncateAndUnlock(vnode, changes) else {
                     let pending = reply.detach()
-                    pending.onInterrupt { pending.error(.interrupted) }
-                    vnode.state.waiting?.append { self.truncate(vnode, changes, pending, $0) }
+                    wait(for: vnode, pending) { self.truncate(vnode, changes, pending, $0) }
                     vnode.unlock()
+                    Interruption.whenEnding(pending, of: request) { [weak pending] in
+                        pending?.error(.interrupted)
+                    }
                     return
                 }
             }
@@ -54,9 +56,10 @@ extension VolumeFileSystem {
     ) {
         do throws(Errno) {
             if let failure { throw failure }
+            guard !reply.isAnswered else { return }
             vnode.lock()
             guard try truncateAndUnlock(vnode, changes) else {
-                vnode.state.waiting?.append { self.truncate(vnode, changes, reply, $0) }
+                wait(for: vnode, reply) { self.truncate(vnode, changes, reply, $0) }
                 vnode.unlock()
                 return
             }

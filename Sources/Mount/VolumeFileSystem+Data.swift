@@ -27,7 +27,7 @@ extension VolumeFileSystem {
             case .extents(let extents):
                 let (end, overflow) = offset.addingReportingOverflow(UInt64(size))
                 guard !overflow else { throw .invalidArgument }
-                read(extents, offset..<end, reply.detach())
+                read(request, extents, offset..<end, reply.detach())
             case .object, .staging, .unloaded:
                 guard let file = try file(of: vnode) else { throw .badFileDescriptor }
                 reply.data(ofFile: file.descriptor.rawValue, offset: offset, size: size)
@@ -37,7 +37,10 @@ extension VolumeFileSystem {
 
     /// A range over extents some of which may be elsewhere: waits for each part in turn, then
     /// answers with all of them, because a short answer would read as the end of the file.
-    private func read(_ extents: [ExtentBytes], _ range: Range<UInt64>, _ reply: PendingReply) {
+    private func read(
+        _ request: RequestHeader, _ extents: [ExtentBytes], _ range: Range<UInt64>,
+        _ reply: PendingReply
+    ) {
         let parts = extents.compactMap { part -> RangeReader.Part? in
             let whole = part.offset..<part.offset + part.extent.length
             let wanted = whole.clamped(to: range)
@@ -46,7 +49,7 @@ extension VolumeFileSystem {
                 source: part.source,
                 range: wanted.lowerBound - part.offset..<wanted.upperBound - part.offset)
         }
-        RangeReader(parts, reply).start()
+        RangeReader(parts, reply).start(request)
     }
 
     // MARK: Writing

@@ -45,10 +45,19 @@ extension VolumeFileSystem {
                 if !delivered { abandon(opened, vnode) }
             } else {
                 let pending = reply.detach()
-                pending.onInterrupt { pending.error(.interrupted) }
-                vnode.state.waiting?.append { self.reopen(vnode, opening, pending, $0) }
+                wait(for: vnode, pending) { self.reopen(vnode, opening, pending, $0) }
+                Interruption.whenEnding(pending, of: request) { [weak pending] in
+                    pending?.error(.interrupted)
+                }
             }
         } catch { reply.error(error) }
+    }
+
+    /// The request goes on when the bytes are there, or have failed to come. Under the vnode's lock.
+    func wait(
+        for vnode: Vnode, _ reply: PendingReply, _ body: @escaping @Sendable (Errno?) -> Void
+    ) {
+        vnode.state.waiting?.append(Waiter(reply: reply, proceed: body))
     }
 
     /// An open that had to wait for its bytes, tried again.
@@ -59,6 +68,7 @@ extension VolumeFileSystem {
             reply.error(failure)
             return
         }
+        guard !reply.isAnswered else { return }
         do throws(Errno) {
             vnode.lock()
             defer { vnode.unlock() }
@@ -67,7 +77,7 @@ extension VolumeFileSystem {
                     opened.handle, flags: opened.flags, backing: opened.backing)
                 if !delivered { abandon(opened, vnode) }
             } else {
-                vnode.state.waiting?.append { self.reopen(vnode, opening, reply, $0) }
+                wait(for: vnode, reply) { self.reopen(vnode, opening, reply, $0) }
             }
         } catch { reply.error(error) }
     }
@@ -176,7 +186,9 @@ extension VolumeFileSystem {
 
     /// - Returns: nil when the bytes are being prepared; the caller then waits in `state.waiting`.
     private func openLocked(_ vnode: Vnode, _ opening: Opening) throws(Errno) -> Opened? {
-        guard vnode.state.waiting == nil else { return nil }
+        let mayOpen =
+            vnode.state.waiting == nil || !opening.writes && vnode.state.isReadableMeanwhile
+        guard mayOpen else { return nil }
         // The name leads to another vnode by now: that the kernel look it up again.
         guard !vnode.state.isSuperseded else { throw .staleNFSFileHandle }
         do throws(Errno) {
@@ -246,7 +258,10 @@ extension VolumeFileSystem {
             case .readOnly: vnode.state.writers == 0
             case .readWrite: true
             }
-        guard mayPass, let backing = try registerBacking(vnode) else { return .cached(opens: 0) }
+        // What a writer prepares will be another file.
+        guard mayPass, vnode.state.waiting == nil, let backing = try registerBacking(vnode) else {
+            return .cached(opens: 0)
+        }
         // From here on the inode has a backing file in the kernel: close it if the open fails.
         vnode.state.mode = .passthrough(backing: backing, opens: 0)
         return vnode.state.mode

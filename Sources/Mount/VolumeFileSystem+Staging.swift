@@ -115,7 +115,7 @@ extension VolumeFileSystem {
                 supersede(vnode)
                 throw .staleNFSFileHandle
             }
-            prepare(vnode) { try self.moveObjectAway(vnode, extent, backing) }
+            prepare(vnode) { _ in try self.moveObjectAway(vnode, extent, backing) }
             return false
         }
         guard keeping > 0 else {
@@ -127,9 +127,9 @@ extension VolumeFileSystem {
         let range = 0..<min(extent.length, keeping)
         let isWhole = keeping >= extent.length
         guard UInt64(range.count) <= Self.immediateCopyBytesMax || sharesBlocks else {
-            prepare(vnode) {
-                let staged = try self.copied(vnode, file, range)
-                try vnode.locked { try self.adopt(staged, vnode, keepsTime: isWhole) }
+            prepare(vnode) { cancellation in
+                let staged = try self.copied(vnode, file, range, cancellation)
+                try self.adoptPrepared(staged, vnode, isWhole: isWhole)
             }
             return false
         }
@@ -186,12 +186,15 @@ extension VolumeFileSystem {
     }
 
     private func copied(
-        _ vnode: Vnode, _ file: SharedDescriptor, _ range: Range<UInt64>
+        _ vnode: Vnode, _ file: SharedDescriptor, _ range: Range<UInt64>,
+        _ cancellation: Cancellation? = nil
     ) throws(Errno) -> StagedFile {
         let staged = try newStaging(vnode.ino)
         guard let target = staged.file else { throw .ioError }
         do throws(StoreError) {
-            try store.clone(from: file.descriptor, to: target.descriptor, range: range)
+            try store.clone(
+                from: file.descriptor, to: target.descriptor, range: range,
+                cancellation: cancellation)
             return staged
         } catch {
             try? store.removeStaging(staged.name)
@@ -259,27 +262,46 @@ extension VolumeFileSystem {
 
     /// Runs `body` on the preparation queue, then everybody who waits for the vnode. Under the
     /// vnode's lock; the caller appends itself to `state.waiting` before it lets go of it.
-    private func prepare(_ vnode: Vnode, _ body: @escaping @Sendable () throws -> Void) {
+    private func prepare(
+        _ vnode: Vnode, _ body: @escaping @Sendable (Cancellation) throws -> Void
+    ) {
         vnode.state.waiting = []
         vnodes.pin(vnode)
-        preparation.submit { self.finishPreparation(vnode) { try body() } }
+        preparation.submit { self.finishPreparation(vnode, body) }
     }
 
-    private func finishPreparation(_ vnode: Vnode, _ body: () throws -> Void) {
+    private func finishPreparation(_ vnode: Vnode, _ body: (Cancellation) throws -> Void) {
         var failure: Errno?
-        do { try body() } catch { failure = errno(error, "open for writing") }
+        let isUnwanted = Cancellation {
+            vnode.locked { vnode.state.waiting?.allSatisfy(\.isGone) == true }
+        }
+        do { try body(isUnwanted) } catch { failure = errno(error, "open for writing") }
         let waiting = vnode.locked {
             defer { vnode.state.waiting = nil }
             return vnode.state.waiting ?? []
         }
         // The error is the first one's, who asked for it; others try for themselves.
-        for (index, wake) in waiting.enumerated() { wake(index == 0 ? failure : nil) }
+        for (index, waiter) in waiting.enumerated() {
+            waiter.proceed(index == 0 ? failure : nil)
+        }
         vnode.locked {
             unloadIfIdle(vnode)
             // Whoever waited may be gone: what was prepared is published like any closed file.
             publisher.submitIfClosed(vnode)
         }
         unpin(vnode)
+    }
+
+    /// - Throws: EINTR when whoever needed a part only, for a truncation, was interrupted: adopting it
+    ///   would truncate.
+    private func adoptPrepared(_ staged: StagedFile, _ vnode: Vnode, isWhole: Bool) throws(Errno) {
+        try vnode.locked { () throws(Errno) in
+            guard isWhole || vnode.state.waiting?.first?.isGone == false else {
+                try? store.removeStaging(staged.name)
+                throw .interrupted
+            }
+            try adopt(staged, vnode, keepsTime: isWhole)
+        }
     }
 
     /// Passthrough readers keep the file that they have: it becomes the staging file, and a copy
@@ -332,17 +354,17 @@ extension VolumeFileSystem {
         let isWhole = keeping >= extents.reduce(0) { $0 + $1.extent.length }
         fetch(needed[...]) { failure in
             self.preparation.submit {
-                self.finishPreparation(vnode) {
+                self.finishPreparation(vnode) { cancellation in
                     if let failure { throw failure }
-                    let staged = try self.joined(vnode, needed, keeping: keeping)
-                    try vnode.locked { try self.adopt(staged, vnode, keepsTime: isWhole) }
+                    let staged = try self.joined(vnode, needed, keeping: keeping, cancellation)
+                    try self.adoptPrepared(staged, vnode, isWhole: isWhole)
                 }
             }
         }
     }
 
     private func joined(
-        _ vnode: Vnode, _ extents: [ExtentBytes], keeping: UInt64
+        _ vnode: Vnode, _ extents: [ExtentBytes], keeping: UInt64, _ cancellation: Cancellation
     ) throws -> StagedFile {
         let staged = try newStaging(vnode.ino)
         do {
@@ -353,7 +375,8 @@ extension VolumeFileSystem {
                 }
                 try store.clone(
                     from: object.descriptor, to: target.descriptor,
-                    range: 0..<min(part.extent.length, keeping - part.offset), at: part.offset)
+                    range: 0..<min(part.extent.length, keeping - part.offset), at: part.offset,
+                    cancellation: cancellation)
             }
             return staged
         } catch {
