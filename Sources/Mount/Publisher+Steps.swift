@@ -183,6 +183,7 @@ extension Publisher {
             try publishInline(candidate, Int(length))
             return nil
         }
+        if length > Limits.extentBytesMax { try requireRoomToSplit() }
         let start = Monotonic.milliseconds
         let result = try store.hash(
             candidate.file.descriptor, length: length, cancellation: candidate.cancellation)
@@ -321,6 +322,14 @@ extension Publisher {
         try split(candidate, publication, milliseconds: milliseconds)
     }
 
+    /// Where blocks cannot be shared an extent is there twice while it is copied. Looked at before the
+    /// file is hashed: without room the staging file serves on.
+    private func requireRoomToSplit() throws {
+        let disk = try store.diskFacts()
+        let needed = Limits.extentBytesMax + Store.reserveBytes
+        guard disk.supportsReflink || disk.freeBytes > needed else { throw Errno.noSpace }
+    }
+
     private func split(
         _ candidate: Candidate, _ publication: Publication, milliseconds: UInt64
     ) throws {
@@ -328,18 +337,24 @@ extension Publisher {
             try store.moveToObjects(publication)
             try finish(candidate, publication.result.content, milliseconds: milliseconds)
         } catch {
-            if !candidate.isCopy { wakeWaiting(candidate.vnode, error) }
+            if !candidate.isCopy { splitFailed(candidate, error) }
             throw error
         }
     }
 
-    /// The bytes are still not to be had: who waits for them gets the error, later ones wait again.
-    private func wakeWaiting(_ vnode: Vnode, _ failure: any Error) {
+    /// Bytes in two places are not to be had: who waits for them gets the error, later ones wait again.
+    /// While the staging file has all of them it serves on.
+    private func splitFailed(_ candidate: Candidate, _ failure: any Error) {
+        let vnode = candidate.vnode
+        let isWhole = (try? store.interruptedSplit(candidate.name) == nil) == true
         let waiting = vnode.locked {
-            defer { vnode.state.waiting = [] }
+            defer {
+                vnode.state.waiting = isWhole ? nil : []
+                if isWhole { vnode.state.split = nil }
+            }
             return vnode.state.waiting ?? []
         }
         let error = (failure as? StoreError)?.errno ?? (failure as? Errno) ?? .ioError
-        for waiter in waiting { waiter.proceed(error) }
+        for waiter in waiting { waiter.proceed(isWhole ? nil : error) }
     }
 }
