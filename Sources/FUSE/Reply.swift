@@ -305,6 +305,11 @@ public final class PendingReply: Answering, Sendable {
         state.withLock { $0.isInterrupted }
     }
 
+    /// Nobody waits for the answer any more.
+    public var isAnswered: Bool {
+        state.withLock { $0.ticket == nil }
+    }
+
     /// Runs `handler` once when the caller is interrupted, at once if it was already: on a reader
     /// thread, so it must not block. The usual handler stops the wait and answers EINTR.
     public func onInterrupt(_ handler: @escaping @Sendable () -> Void) {

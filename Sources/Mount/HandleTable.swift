@@ -25,6 +25,8 @@ final class HandleTable: Sendable {
 
     func handle(_ number: UInt64) -> Handle? { state.withLock { $0.handles[number] } }
 
+    var open: [UInt64] { state.withLock { Array($0.handles.keys) } }
+
     func remove(_ number: UInt64) -> Handle? {
         state.withLock { $0.handles.removeValue(forKey: number) }
     }

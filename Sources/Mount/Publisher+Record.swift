@@ -16,13 +16,20 @@ extension Publisher {
     /// Records the content, gives the vnode its new state and the queue its entry back.
     func finish(_ candidate: Candidate, _ content: Content, milliseconds: UInt64) throws {
         let vnode = candidate.vnode
-        let result = try vnode.locked { () -> (Recorded, [@Sendable (Errno?) -> Void])? in
+        let result = try vnode.locked { () -> (Recorded, [Waiter])? in
             let isCurrent = vnode.state.writeGeneration == candidate.generation
             guard isCurrent, let staged = vnode.state.staged, staged.isUnpublished else {
                 return nil
             }
             let facts = try facts(of: staged)
-            let recorded = try record(candidate, content, facts, vnode.state.lostNames)
+            let recorded: Recorded
+            do {
+                recorded = try record(candidate, content, facts, vnode.state.lostNames)
+            } catch Errno.noSuchFileOrDirectory {
+                // Removed since it was looked at: it is submitted again if it gets a name.
+                return nil
+            }
+            vnodes.record(vnode)
             vnode.state.lostNames = []
             if candidate.isCopy {
                 vnode.state.copied = candidate.facts
@@ -32,7 +39,7 @@ extension Publisher {
         }
         if candidate.isCopy { try? store.removeStaging(candidate.name) }
         guard let (recorded, waiting) = result else { return unpin(vnode) }
-        for wake in waiting { wake(nil) }
+        for waiter in waiting { waiter.proceed(nil) }
         if recorded.isRevived { vnodes.linked(vnode.ino) }
         published(content.extents)
         if !recorded.effects.entries.isEmpty { notify(recorded.effects) }
@@ -55,7 +62,7 @@ extension Publisher {
     private func settle(
         _ vnode: Vnode, _ staged: StagedFile, _ inode: CatalogInode, _ content: Content,
         _ milliseconds: UInt64
-    ) -> [@Sendable (Errno?) -> Void] {
+    ) -> [Waiter] {
         let version = Version(inode, content)
         if vnode.state.pages == vnode.state.version?.stamp { vnode.state.pages = version.stamp }
         vnode.state.version = version
@@ -67,13 +74,13 @@ extension Publisher {
             vnode.state.waiting = nil
             vnode.state.split = nil
             vnode.state.unload()
-            removeWhenDurable(staged.name)
+            removeWhenDurable(staged)
             return waiting
         }
         var staged = staged
         if case .sealed(let extent, _) = staged.phase, vnode.state.isInUse {
             vnode.state.bytes = .object(extent, staged.file)
-            removeWhenDurable(staged.name)
+            removeWhenDurable(staged)
         } else {
             staged.phase = .published
             staged.original = nil

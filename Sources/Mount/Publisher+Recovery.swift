@@ -55,7 +55,7 @@ extension Publisher {
                 guard var staged = vnode.state.staged,
                     let facts = try? store.stagingFacts(staged.name)
                 else { return }
-                staged.phase = .sealed(extent, facts)
+                staged.seal(extent, facts, users.use(extent.root, for: vnode))
                 vnode.state.bytes = .staging(staged)
             }
         }

@@ -127,9 +127,7 @@ extension Publisher {
             if entry.isHurried, !isCopied { return .copy(candidate) }
             return .later(milliseconds: Self.leaseRetryMilliseconds, .held(isCopied: isCopied))
         }
-        if let original = staged.original, original.modified == facts.modified,
-            original.size == facts.size
-        {
+        if staged.isUntouched(facts) {
             try discard(vnode, staged)
             return .discard
         }
@@ -185,6 +183,7 @@ extension Publisher {
             try publishInline(candidate, Int(length))
             return nil
         }
+        if length > Limits.extentBytesMax { try requireRoomToSplit() }
         let start = Monotonic.milliseconds
         let result = try store.hash(
             candidate.file.descriptor, length: length, cancellation: candidate.cancellation)
@@ -273,15 +272,24 @@ extension Publisher {
             if candidate.isCopy { try? store.removeStaging(candidate.name) }
             return false
         }
-        // Before the link, which sets the change time.
-        let facts = try store.stagingFacts(staged.name)
-        guard try store.link(object) == .linked, !candidate.isCopy else { return true }
-        staged.phase = .sealed(object.hashed.extent, facts)
-        vnode.state.bytes = .staging(staged)
-        if case .passthrough = vnode.state.mode {
-            claims.add(object.hashed.extent.root, for: vnode.nodeid)
-            vnode.state.claimed = object.hashed.extent.root
+        if candidate.isCopy {
+            _ = try store.link(object)
+            return true
         }
+        // Before the link, which sets the change time, and after which others find the object.
+        let facts = try store.stagingFacts(staged.name)
+        let extent = object.hashed.extent
+        let use = users.use(extent.root, for: vnode)
+        if case .passthrough = vnode.state.mode {
+            users.add(extent.root, for: vnode.nodeid)
+            vnode.state.claimed = extent.root
+        }
+        var isObject = false
+        defer { if !isObject { releaseClaim(vnode) } }
+        isObject = try store.link(object) == .linked
+        guard isObject else { return true }
+        staged.seal(extent, facts, use)
+        vnode.state.bytes = .staging(staged)
         return true
     }
 
@@ -314,6 +322,14 @@ extension Publisher {
         try split(candidate, publication, milliseconds: milliseconds)
     }
 
+    /// Where blocks cannot be shared an extent is there twice while it is copied. Looked at before the
+    /// file is hashed: without room the staging file serves on.
+    private func requireRoomToSplit() throws {
+        let disk = try store.diskFacts()
+        let needed = Limits.extentBytesMax + Store.reserveBytes
+        guard disk.supportsReflink || disk.freeBytes > needed else { throw Errno.noSpace }
+    }
+
     private func split(
         _ candidate: Candidate, _ publication: Publication, milliseconds: UInt64
     ) throws {
@@ -321,18 +337,24 @@ extension Publisher {
             try store.moveToObjects(publication)
             try finish(candidate, publication.result.content, milliseconds: milliseconds)
         } catch {
-            if !candidate.isCopy { wakeWaiting(candidate.vnode, error) }
+            if !candidate.isCopy { splitFailed(candidate, error) }
             throw error
         }
     }
 
-    /// The bytes are still not to be had: who waits for them gets the error, later ones wait again.
-    private func wakeWaiting(_ vnode: Vnode, _ failure: any Error) {
+    /// Bytes in two places are not to be had: who waits for them gets the error, later ones wait again.
+    /// While the staging file has all of them it serves on.
+    private func splitFailed(_ candidate: Candidate, _ failure: any Error) {
+        let vnode = candidate.vnode
+        let isWhole = (try? store.interruptedSplit(candidate.name) == nil) == true
         let waiting = vnode.locked {
-            defer { vnode.state.waiting = [] }
+            defer {
+                vnode.state.waiting = isWhole ? nil : []
+                if isWhole { vnode.state.split = nil }
+            }
             return vnode.state.waiting ?? []
         }
         let error = (failure as? StoreError)?.errno ?? (failure as? Errno) ?? .ioError
-        for wake in waiting { wake(error) }
+        for waiter in waiting { waiter.proceed(isWhole ? nil : error) }
     }
 }

@@ -40,7 +40,7 @@ public final class Publisher: @unchecked Sendable {
     let store: Store
     let logger: Logger
     let vnodes = VnodeTable()
-    let claims = BackingClaims()
+    let users = ObjectUsers()
     let published: @Sendable ([Extent]) -> Void
     private let observer = Mutex<(@Sendable (VolumeChange) -> Void)?>(nil)
     private let stagingNumber: Atomic<UInt64>
@@ -193,13 +193,18 @@ public final class Publisher: @unchecked Sendable {
                 let staging = try tx.staging(of: ino)?.name
                 return try tx.reap(ino) ? staging : nil
             }
-            if let staging, let name = StagingName(staging) { removeWhenDurable(name) }
+            if let staging, let name = StagingName(staging) {
+                removeWhenDurable(StagedFile(name: name))
+            }
         } catch { logger.error("removing inode \(ino.rawValue) failed: \(error)") }
     }
 
     /// Removes a staging name once what replaced it in the catalog is durable.
-    func removeWhenDurable(_ name: StagingName) {
-        catalog.afterDurable { [store, logger] failure in
+    func removeWhenDurable(_ staged: StagedFile) {
+        catalog.afterDurable { [store, logger, name = staged.name, use = staged.use] failure in
+            // While it has this name a restart may take it for the inode's bytes: until then nobody
+            // else may have the object's file to write to.
+            defer { withExtendedLifetime(use) {} }
             guard failure == nil else { return }
             do { try store.removeStaging(name) } catch {
                 logger.warning("a staging file that nobody needs could not be removed: \(error)")
@@ -210,7 +215,7 @@ public final class Publisher: @unchecked Sendable {
     /// The kernel no longer reads the vnode's object, or it is no object any more. Under its lock.
     func releaseClaim(_ vnode: Vnode) {
         guard let root = vnode.state.claimed else { return }
-        claims.release(root, for: vnode.nodeid)
+        users.release(root, for: vnode.nodeid)
         vnode.state.claimed = nil
     }
 
@@ -224,7 +229,7 @@ public final class Publisher: @unchecked Sendable {
                 vnode.state.bytes = .staging(staged)
                 return
             }
-            removeWhenDurable(staged.name)
+            removeWhenDurable(staged)
         }
         vnode.state.unload()
     }

@@ -3,7 +3,7 @@ import Synchronization
 import SystemPackage
 import Volume
 
-/// Answers one READ over extents, waiting for each part in turn. An interrupted one ends its wait.
+/// Answers one READ over extents, waiting for each part in turn. That of a process that ends is over.
 final class RangeReader: Sendable {
     struct Part {
         let source: ExtentBytes.Source
@@ -26,8 +26,8 @@ final class RangeReader: Sendable {
         self.reply = reply
     }
 
-    func start() {
-        reply.onInterrupt { self.interrupt() }
+    func start(_ request: RequestHeader) {
+        Interruption.whenEnding(reply, of: request) { [weak self] in self?.interrupt() }
         proceed(0)
     }
 
@@ -48,7 +48,7 @@ final class RangeReader: Sendable {
         }
         switch parts[index].source {
         case .local(let file): append(file, index)
-        case .remote(let stream):
+        case .remote(let stream, _):
             let wait = stream.whenReadable(parts[index].range) { result in
                 switch result {
                 case .success(let file): self.append(file, index)

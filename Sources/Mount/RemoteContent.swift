@@ -1,3 +1,4 @@
+import Synchronization
 public import SystemPackage
 public import Volume
 
@@ -47,8 +48,17 @@ public struct ContentWait: Sendable {
 /// number that was given to another file.
 public final class SharedDescriptor: Sendable {
     public let descriptor: FileDescriptor
+    /// There once the file is an object's.
+    private let use: Mutex<ObjectUse?>
 
-    public init(_ descriptor: FileDescriptor) { self.descriptor = descriptor }
+    public convenience init(_ descriptor: FileDescriptor) { self.init(descriptor, nil) }
+
+    init(_ descriptor: FileDescriptor, _ use: ObjectUse?) {
+        self.descriptor = descriptor
+        self.use = Mutex(use)
+    }
+
+    func keep(_ use: ObjectUse) { self.use.withLock { $0 = use } }
 
     deinit { try? descriptor.close() }
 }

@@ -4,6 +4,8 @@ import Store
 import SystemPackage
 import Volume
 
+import class FUSE.PendingReply
+
 typealias Inode = CatalogInode
 
 /// What serves the bytes of an inode.
@@ -21,7 +23,8 @@ enum Bytes {
 struct ExtentBytes {
     enum Source {
         case local(SharedDescriptor)
-        case remote(any ContentStream)
+        /// What is being fetched is an object in the end.
+        case remote(any ContentStream, ObjectUse)
     }
     let extent: Extent
     let offset: UInt64
@@ -45,10 +48,24 @@ struct StagedFile {
     /// There while the daemon serves requests from it.
     var file: SharedDescriptor?
     var isWritable = false
+    /// Of the object that it is, until its name in `staging/` is gone.
+    private(set) var use: ObjectUse?
     /// As it was copied, if a write is certain to leave another modification time.
     var original: FileFacts?
 
     var isUnpublished: Bool { phase != .published }
+
+    /// Nothing was written since it was copied.
+    func isUntouched(_ facts: FileFacts) -> Bool {
+        original?.modified == facts.modified && original?.size == facts.size
+    }
+
+    /// It bears an object's name.
+    mutating func seal(_ extent: Extent, _ facts: FileFacts, _ use: ObjectUse) {
+        phase = .sealed(extent, facts)
+        self.use = use
+        file?.keep(use)
+    }
 }
 
 /// The kernel allows one mode and one backing file per inode at a time; a violation is EIO to the
@@ -103,9 +120,10 @@ struct Privileges: OptionSet {
 /// 1. A staging row of the catalog names the unpublished staging file of the inode's current vnode,
 ///    and that vnode is pinned by a writer or by the publisher.
 /// 2. A file that bears an object's name is written to by nobody: `sealed` and `object` have no
-///    writers, and one object backs at most one inode by passthrough (`BackingClaims`).
-/// 3. While `waiting` is set the bytes are being prepared off the lock: nobody opens, publishes or
-///    unloads.
+///    writers; one object backs at most one inode by passthrough, and a writer takes its file only
+///    while no other inode uses it (`ObjectUsers`).
+/// 3. While `waiting` is set the bytes are being prepared off the lock: nobody publishes or unloads,
+///    and nobody opens but readers of what is there, cached.
 /// 4. A superseded vnode has no writers and gets no further opens.
 final class Vnode: @unchecked Sendable {
     // Sendable: `state` is touched only between `lock` and `unlock`.
@@ -114,9 +132,10 @@ final class Vnode: @unchecked Sendable {
     var state = VnodeState()
     private let mutex = NSLock()
 
-    init(nodeid: UInt64, ino: InodeNumber) {
+    init(nodeid: UInt64, ino: InodeNumber, recorded: UInt64) {
         self.nodeid = nodeid
         self.ino = ino
+        state.recorded = recorded
     }
 
     func lock() { mutex.lock() }
@@ -143,6 +162,9 @@ struct VnodeState {
     /// Ends the hashing of a file that is being opened for writing again.
     var hashing: Cancellation?
     var publishing = PublishRhythm()
+    /// When publishing last changed the row, in `VnodeTable.recorded`; of a new vnode, which may have
+    /// had a predecessor, when it was made.
+    var recorded: UInt64 = 0
     /// As of the copy that was published while somebody could still write to the staging file.
     var copied: FileFacts?
     /// A version from elsewhere took the name: this vnode's bytes are an older one.
@@ -153,9 +175,9 @@ struct VnodeState {
     var pageCacheIsStale = false
     /// Where there are any, a write must be seen by the daemon. Known while there are writers.
     var privileges: Privileges = []
-    /// While bytes are being prepared off the lock: what to run again afterwards. Who began it is
-    /// the first and gets the error.
-    var waiting: [@Sendable (Errno?) -> Void]?
+    /// While bytes are being prepared off the lock: who goes on afterwards. Who began it is the first
+    /// and gets the error.
+    var waiting: [Waiter]?
     /// The file that the kernel reads by itself.
     var backing: FileIdentity?
     /// The object that this vnode backs by passthrough.
@@ -173,11 +195,28 @@ struct VnodeState {
         return nil
     }
 
+    /// The bytes that a writer waits for a copy of are still those of readers.
+    var isReadableMeanwhile: Bool {
+        switch bytes {
+        case .object, .extents: split == nil
+        case .unloaded, .inline, .staging: false
+        }
+    }
+
     mutating func unload() {
         bytes = .unloaded
         version = nil
         backing = nil
     }
+}
+
+/// A request that needs the bytes to be there.
+struct Waiter {
+    let reply: PendingReply
+    let proceed: @Sendable (Errno?) -> Void
+
+    /// It was interrupted and may not happen any more.
+    var isGone: Bool { reply.isAnswered }
 }
 
 struct LostName: Hashable {

@@ -28,13 +28,14 @@ final class VnodeTable: Sendable {
     }
 
     private let state: Mutex<State>
+    private let recordings = Atomic<UInt64>(0)
 
     /// The kernel's nodeid of the mount's top.
     static let rootNode: UInt64 = 1
 
     init() {
         var initial = State()
-        let root = Vnode(nodeid: Self.rootNode, ino: .root)
+        let root = Vnode(nodeid: Self.rootNode, ino: .root, recorded: 0)
         initial.nodes[Self.rootNode] = Entry(vnode: root, lookups: 1, pins: 1)
         initial.families[.root] = Family(current: Self.rootNode, members: 1)
         state = Mutex(initial)
@@ -76,6 +77,9 @@ final class VnodeTable: Sendable {
         return release(nodeid) { $0.lookups -= min($0.lookups, count) } ? vnode.ino : nil
     }
 
+    /// What the kernel has looked up.
+    var known: [UInt64] { state.withLock { $0.nodes.filter { $1.lookups > 0 }.map(\.key) } }
+
     /// From now on the inode's names lead to a new vnode.
     func supersede(_ vnode: Vnode) {
         state.withLock { state in
@@ -100,6 +104,18 @@ final class VnodeTable: Sendable {
         state.withLock { $0.families[ino]?.isUnlinked = false }
     }
 
+    // MARK: What publishing changes
+
+    /// Taken before a row is read: the row is older than its vnode's state if the vnode was recorded
+    /// since.
+    var recorded: UInt64 { recordings.load(ordering: .sequentiallyConsistent) }
+
+    /// Publishing has changed the vnode's row. Under its lock.
+    func record(_ vnode: Vnode) {
+        vnode.state.recorded =
+            recordings.wrappingAdd(1, ordering: .sequentiallyConsistent).newValue
+    }
+
     /// Inodes that the kernel or a descriptor holds, older versions included.
     var held: Set<InodeNumber> { state.withLock { Set($0.families.keys) } }
 
@@ -115,7 +131,8 @@ final class VnodeTable: Sendable {
             }
             var entry =
                 state.nodes[nodeid]
-                ?? Entry(vnode: Vnode(nodeid: nodeid, ino: ino), lookups: 0, pins: 0)
+                ?? Entry(
+                    vnode: Vnode(nodeid: nodeid, ino: ino, recorded: recorded), lookups: 0, pins: 0)
             count(&entry)
             state.nodes[nodeid] = entry
             return entry.vnode
@@ -137,34 +154,6 @@ final class VnodeTable: Sendable {
             if family.current == nodeid { family.current = nil }
             state.families[ino] = family.members > 0 ? family : nil
             return family.members == 0 && family.isUnlinked
-        }
-    }
-}
-
-/// Which vnodes the kernel reads an object for. A writer takes the object's file away from under the
-/// readers that the kernel serves, so it must be the only inode that it backs.
-final class BackingClaims: Sendable {
-    private let owners = Mutex<[ContentRoot: Set<UInt64>]>([:])
-
-    /// - Returns: false when the object backs another vnode: this one is to be opened cached.
-    func claim(_ root: ContentRoot, for nodeid: UInt64) -> Bool {
-        owners.withLock { owners in
-            guard owners[root, default: [nodeid]] == [nodeid] else { return false }
-            owners[root] = [nodeid]
-            return true
-        }
-    }
-
-    /// A file that the kernel reads already has become the object. Others may still read an earlier
-    /// file of that name, which was removed: until they are gone nobody new may claim it.
-    func add(_ root: ContentRoot, for nodeid: UInt64) {
-        owners.withLock { _ = $0[root, default: []].insert(nodeid) }
-    }
-
-    func release(_ root: ContentRoot, for nodeid: UInt64) {
-        owners.withLock { owners in
-            owners[root]?.remove(nodeid)
-            if owners[root]?.isEmpty == true { owners[root] = nil }
         }
     }
 }

@@ -12,16 +12,16 @@ extension VolumeFileSystem {
             return
         }
         do throws(Errno) {
-            let vnode = try vnode(request)
-            let (attributes, valid) = shown(try inode(vnode), vnode)
+            let (attributes, valid) = try shown(try vnode(request))
             reply.attributes(attributes, valid: valid)
         } catch { reply.error(error) }
     }
 
-    private func inode(_ vnode: Vnode) throws(Errno) -> Inode {
+    private func shown(_ vnode: Vnode) throws(Errno) -> (Attributes, Duration) {
+        let time = vnodes.recorded
         let inode = try query("stat") { reader throws(Errno) in try reader.inode(vnode.ino) }
         guard let inode else { throw .staleNFSFileHandle }
-        return inode
+        return shown(inode, readAt: time, vnode)
     }
 
     // MARK: Changing
@@ -36,14 +36,16 @@ extension VolumeFileSystem {
                 vnode.lock()
                 guard try truncateAndUnlock(vnode, changes) else {
                     let pending = reply.detach()
-                    pending.onInterrupt { pending.error(.interrupted) }
-                    vnode.state.waiting?.append { self.truncate(vnode, changes, pending, $0) }
+                    wait(for: vnode, pending) { self.truncate(vnode, changes, pending, $0) }
                     vnode.unlock()
+                    Interruption.whenEnding(pending, of: request) { [weak pending] in
+                        pending?.error(.interrupted)
+                    }
                     return
                 }
             }
             try setFields(vnode, changes)
-            let (attributes, valid) = shown(try inode(vnode), vnode)
+            let (attributes, valid) = try shown(vnode)
             reply.attributes(attributes, valid: valid)
         } catch { reply.error(error) }
     }
@@ -54,16 +56,17 @@ extension VolumeFileSystem {
     ) {
         do throws(Errno) {
             if let failure { throw failure }
+            guard !reply.isAnswered else { return }
             vnode.lock()
             guard try truncateAndUnlock(vnode, changes) else {
-                vnode.state.waiting?.append { self.truncate(vnode, changes, reply, $0) }
+                wait(for: vnode, reply) { self.truncate(vnode, changes, reply, $0) }
                 vnode.unlock()
                 return
             }
             try setFields(vnode, changes)
             // A change from elsewhere may have been announced while this request waited: then the
             // kernel must not keep the answer.
-            reply.attributes(shown(try inode(vnode), vnode).0, valid: .zero)
+            reply.attributes(try shown(vnode).0, valid: .zero)
         } catch { reply.error(error) }
     }
 

@@ -27,7 +27,7 @@ extension VolumeFileSystem {
             case .extents(let extents):
                 let (end, overflow) = offset.addingReportingOverflow(UInt64(size))
                 guard !overflow else { throw .invalidArgument }
-                read(extents, offset..<end, reply.detach())
+                read(request, extents, offset..<end, reply.detach())
             case .object, .staging, .unloaded:
                 guard let file = try file(of: vnode) else { throw .badFileDescriptor }
                 reply.data(ofFile: file.descriptor.rawValue, offset: offset, size: size)
@@ -37,7 +37,10 @@ extension VolumeFileSystem {
 
     /// A range over extents some of which may be elsewhere: waits for each part in turn, then
     /// answers with all of them, because a short answer would read as the end of the file.
-    private func read(_ extents: [ExtentBytes], _ range: Range<UInt64>, _ reply: PendingReply) {
+    private func read(
+        _ request: RequestHeader, _ extents: [ExtentBytes], _ range: Range<UInt64>,
+        _ reply: PendingReply
+    ) {
         let parts = extents.compactMap { part -> RangeReader.Part? in
             let whole = part.offset..<part.offset + part.extent.length
             let wanted = whole.clamped(to: range)
@@ -46,7 +49,7 @@ extension VolumeFileSystem {
                 source: part.source,
                 range: wanted.lowerBound - part.offset..<wanted.upperBound - part.offset)
         }
-        RangeReader(parts, reply).start()
+        RangeReader(parts, reply).start(request)
     }
 
     // MARK: Writing
@@ -121,15 +124,19 @@ extension VolumeFileSystem {
     /// Bytes first, then the row: a durable name never leads to bytes that are not. What is
     /// published is on the disk already.
     private func synchronize(_ vnode: Vnode?, _ reply: PendingReply) {
+        let staged = vnode.flatMap { vnode in vnode.locked { vnode.state.staged } }
+        guard let staged, staged.phase == .unpublished else { return answerWhenDurable(reply) }
         synchronization.submit {
             do {
-                let staged = vnode.flatMap { vnode in vnode.locked { vnode.state.staged } }
-                if let staged, staged.phase == .unpublished {
-                    try self.synchronize(staged)
-                }
-                try self.catalog.flush()
-                reply.empty()
+                try self.synchronize(staged)
+                self.answerWhenDurable(reply)
             } catch { reply.error(self.errno(error, "fsync")) }
+        }
+    }
+
+    private func answerWhenDurable(_ reply: PendingReply) {
+        catalog.afterDurable { failure in
+            if let failure { reply.error(failure) } else { reply.empty() }
         }
     }
 

@@ -81,6 +81,7 @@ extension VolumeFileSystem {
         var after = offset > Self.reservedCookies ? offset - Self.reservedCookies : 0
         let limit = min(Self.listingEntriesMax, size / Self.listedEntryBytesMin + 1)
         while true {
+            let time = vnodes.recorded
             let entries = try query("list") { [after] reader throws(Errno) in
                 try reader.listInodes(directory, after: after, limit: limit)
             }
@@ -88,7 +89,7 @@ extension VolumeFileSystem {
                 let vnode = vnodes.lookUp(entry.target.ino)
                 counted.append(vnode.nodeid)
                 let fits = buffer.append(
-                    name: entry.name.bytes, entry: self.entry(entry.target, vnode),
+                    name: entry.name.bytes, entry: self.entry(entry.target, readAt: time, vnode),
                     cookie: entry.cookie + Self.reservedCookies)
                 guard fits else {
                     counted.removeLast()

@@ -24,21 +24,26 @@ extension VolumeFileSystem {
         }
         switch content {
         case .inline(let bytes): vnode.state.bytes = .inline(bytes)
-        case .extents(let extents): vnode.state.bytes = try located(extents, isLocal)
+        case .extents(let extents): vnode.state.bytes = try located(extents, isLocal, vnode)
         }
         vnode.state.version = Version(inode, content)
     }
 
-    private func located(_ extents: [Extent], _ isLocal: [Bool]) throws(Errno) -> Bytes {
+    private func located(
+        _ extents: [Extent], _ isLocal: [Bool], _ vnode: Vnode
+    ) throws(Errno) -> Bytes {
         var offset: UInt64 = 0
         var parts: [ExtentBytes] = []
         for (extent, isLocal) in zip(extents, isLocal) {
-            let file = isLocal ? try openObject(extent) : nil
-            if extents.count == 1, let file { return .object(extent, file) }
-            parts.append(
-                ExtentBytes(
-                    extent: extent, offset: offset,
-                    source: file.map { .local($0) } ?? .remote(remote.stream(extent))))
+            let source: ExtentBytes.Source
+            if isLocal, let file = try openObject(extent, for: vnode) {
+                if extents.count == 1 { return .object(extent, file) }
+                source = .local(file)
+            } else {
+                let use = publisher.users.use(extent.root, for: vnode)
+                source = .remote(remote.stream(extent), use)
+            }
+            parts.append(ExtentBytes(extent: extent, offset: offset, source: source))
             offset += extent.length
         }
         return .extents(parts)
@@ -53,10 +58,13 @@ extension VolumeFileSystem {
 
     /// nil when it is not on the disk, or not whole, whatever the catalog believed: from now on it
     /// knows, and the content is fetched like any other.
-    func openObject(_ extent: Extent) throws(Errno) -> SharedDescriptor? {
+    func openObject(
+        _ extent: Extent, for vnode: Vnode
+    ) throws(Errno) -> SharedDescriptor? {
+        let use = publisher.users.use(extent.root, for: vnode)
         do throws(StoreError) {
             if let file = try store.openObject(extent.root) {
-                let shared = SharedDescriptor(file)
+                let shared = SharedDescriptor(file, use)
                 if try store.facts(of: file).size == extent.length { return shared }
                 try store.removeObject(extent.root)
             }
@@ -74,12 +82,12 @@ extension VolumeFileSystem {
     func serveFromDaemon(_ vnode: Vnode) throws(Errno) {
         switch vnode.state.bytes {
         case .object(let extent, nil):
-            guard let file = try openObject(extent) else { throw .ioError }
+            guard let file = try openObject(extent, for: vnode) else { throw .ioError }
             vnode.state.bytes = .object(extent, file)
         case .staging(var staged):
             let writes = vnode.state.writers > 0
             guard staged.file == nil || (writes && !staged.isWritable) else { return }
-            staged.file = try openStaged(staged.name, writing: writes)
+            staged.file = try openStaged(staged, writing: writes)
             staged.isWritable = writes
             vnode.state.bytes = .staging(staged)
         default: break
@@ -93,7 +101,7 @@ extension VolumeFileSystem {
         try vnode.locked { () throws(Errno) in
             switch vnode.state.bytes {
             case .object(_, let file?): file
-            case .object(let extent, nil): try openObject(extent)
+            case .object(let extent, nil): try openObject(extent, for: vnode)
             case .staging(let staged): try readable(staged)
             default: nil
             }

@@ -15,6 +15,7 @@ extension VolumeFileSystem {
             let directory = try vnode(request)
             let name = try self.name(name)
             let inode: Inode?
+            let time = vnodes.recorded
             do throws(Errno) {
                 inode = try query("lookup") { reader throws(Errno) in
                     try reader.lookup(directory.ino, name)
@@ -24,7 +25,7 @@ extension VolumeFileSystem {
                 reply.entry(.negative(valid: Self.cacheLifetime))
                 return
             }
-            answer(inode, reply)
+            answer(inode, readAt: time, reply)
         } catch { reply.error(error) }
     }
 
@@ -74,11 +75,12 @@ extension VolumeFileSystem {
             let new = NewInode(
                 body: body, mode: UInt16(mode & 0o7777), owner: stored(request),
                 umask: UInt16(umask & 0o777))
+            let time = vnodes.recorded
             let inode = try performMaking("create") { tx throws(Errno) in
                 try tx.create(directory.ino, name, new, now: .now)
             }
             changed()
-            answer(inode, reply)
+            answer(inode, readAt: time, reply)
         } catch { reply.error(error) }
     }
 
@@ -142,12 +144,13 @@ extension VolumeFileSystem {
             let directory = try vnode(request)
             let file = try vnode(target)
             let name = try mutableName(name, in: directory)
+            let time = vnodes.recorded
             let inode = try performMaking("link") { tx throws(Errno) in
                 try tx.link(file.ino, directory.ino, name, now: .now)
             }
             changed()
             if inode.linkCount == 1 { named(file) }
-            answer(inode, reply)
+            answer(inode, readAt: time, reply)
         } catch { reply.error(error) }
     }
 

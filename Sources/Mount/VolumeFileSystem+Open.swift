@@ -45,10 +45,19 @@ extension VolumeFileSystem {
                 if !delivered { abandon(opened, vnode) }
             } else {
                 let pending = reply.detach()
-                pending.onInterrupt { pending.error(.interrupted) }
-                vnode.state.waiting?.append { self.reopen(vnode, opening, pending, $0) }
+                wait(for: vnode, pending) { self.reopen(vnode, opening, pending, $0) }
+                Interruption.whenEnding(pending, of: request) { [weak pending] in
+                    pending?.error(.interrupted)
+                }
             }
         } catch { reply.error(error) }
+    }
+
+    /// The request goes on when the bytes are there, or have failed to come. Under the vnode's lock.
+    func wait(
+        for vnode: Vnode, _ reply: PendingReply, _ body: @escaping @Sendable (Errno?) -> Void
+    ) {
+        vnode.state.waiting?.append(Waiter(reply: reply, proceed: body))
     }
 
     /// An open that had to wait for its bytes, tried again.
@@ -59,6 +68,7 @@ extension VolumeFileSystem {
             reply.error(failure)
             return
         }
+        guard !reply.isAnswered else { return }
         do throws(Errno) {
             vnode.lock()
             defer { vnode.unlock() }
@@ -67,7 +77,7 @@ extension VolumeFileSystem {
                     opened.handle, flags: opened.flags, backing: opened.backing)
                 if !delivered { abandon(opened, vnode) }
             } else {
-                vnode.state.waiting?.append { self.reopen(vnode, opening, reply, $0) }
+                wait(for: vnode, reply) { self.reopen(vnode, opening, reply, $0) }
             }
         } catch { reply.error(error) }
     }
@@ -160,9 +170,11 @@ extension VolumeFileSystem {
             reply.error(error)
             return
         }
-        // The kernel does not know the node yet: nobody opens it before this answer.
+        // The kernel does not know the node yet: nobody opens it before this answer, and an open
+        // file that nobody else knows is not published.
         let delivered = reply.create(
-            entry(inode, vnode), handle: opened.handle, flags: opened.flags,
+            entry(inode, readAt: vnodes.recorded, vnode), handle: opened.handle,
+            flags: opened.flags,
             backing: opened.backing)
         if !delivered {
             release(opened.handle)
@@ -174,7 +186,9 @@ extension VolumeFileSystem {
 
     /// - Returns: nil when the bytes are being prepared; the caller then waits in `state.waiting`.
     private func openLocked(_ vnode: Vnode, _ opening: Opening) throws(Errno) -> Opened? {
-        guard vnode.state.waiting == nil else { return nil }
+        let mayOpen =
+            vnode.state.waiting == nil || !opening.writes && vnode.state.isReadableMeanwhile
+        guard mayOpen else { return nil }
         // The name leads to another vnode by now: that the kernel look it up again.
         guard !vnode.state.isSuperseded else { throw .staleNFSFileHandle }
         do throws(Errno) {
@@ -244,7 +258,10 @@ extension VolumeFileSystem {
             case .readOnly: vnode.state.writers == 0
             case .readWrite: true
             }
-        guard mayPass, let backing = try registerBacking(vnode) else { return .cached(opens: 0) }
+        // What a writer prepares will be another file.
+        guard mayPass, vnode.state.waiting == nil, let backing = try registerBacking(vnode) else {
+            return .cached(opens: 0)
+        }
         // From here on the inode has a backing file in the kernel: close it if the open fails.
         vnode.state.mode = .passthrough(backing: backing, opens: 0)
         return vnode.state.mode
@@ -256,33 +273,38 @@ extension VolumeFileSystem {
         switch vnode.state.bytes {
         case .staging(var staged):
             let file = try readable(staged)
-            guard let id = register(file, vnode, session) else { return nil }
+            var object: Extent?
+            if case .sealed(let extent, _) = staged.phase { object = extent }
+            guard let id = register(file, object, vnode, session) else { return nil }
             staged.file = nil
             staged.isWritable = false
             vnode.state.bytes = .staging(staged)
             return id
         case .object(let extent, let known):
             let opened: SharedDescriptor?
-            if let known { opened = known } else { opened = try openObject(extent) }
+            if let known { opened = known } else { opened = try openObject(extent, for: vnode) }
             guard let file = opened else { throw .ioError }
-            guard publisher.claims.claim(extent.root, for: vnode.nodeid) else { return nil }
-            guard let id = register(file, vnode, session) else {
-                publisher.claims.release(extent.root, for: vnode.nodeid)
-                return nil
-            }
-            vnode.state.claimed = extent.root
+            guard let id = register(file, extent, vnode, session) else { return nil }
             vnode.state.bytes = .object(extent, nil)
             return id
         default: return nil
         }
     }
 
+    /// - Parameter object: that the file is, if it is one.
     private func register(
-        _ file: SharedDescriptor, _ vnode: Vnode, _ session: Session
+        _ file: SharedDescriptor, _ object: Extent?, _ vnode: Vnode, _ session: Session
     ) -> Int32? {
+        if let root = object?.root {
+            guard publisher.users.claim(root, for: vnode.nodeid) else { return nil }
+            vnode.state.claimed = root
+        }
         guard let facts = try? store.facts(of: file.descriptor),
             let id = try? session.openBacking(file.descriptor.rawValue)
-        else { return nil }
+        else {
+            publisher.releaseClaim(vnode)
+            return nil
+        }
         vnode.state.backing = facts.identity
         return id
     }
@@ -302,6 +324,13 @@ extension VolumeFileSystem {
         guard let handle = handles.remove(number) else { return }
         handle.vnode.locked { close(handle.vnode, writes: handle.writes) }
         unpin(handle.vnode)
+    }
+
+    /// Of a mount that was taken away with files open (an aborted connection) the kernel neither
+    /// releases nor forgets anything any more: what was written is published all the same.
+    public func ended() {
+        for handle in handles.open { release(handle) }
+        for nodeid in vnodes.known { forget(nodeid: nodeid, count: .max) }
     }
 
     /// An open whose answer the kernel did not take: RELEASE will not come.

@@ -18,6 +18,9 @@ extension VolumeFileSystem {
     static let clockStepSeconds: Int64 = 1
     /// How long a writer waits for peers' reads of the object to end.
     static let letGoSeconds = 10.0
+    /// How long a writer waits for the row of what became an object a moment ago, and between looks.
+    static let recordMillisecondsMax: UInt64 = 10_000
+    static let recordLookMicroseconds: UInt32 = 5000
 
     /// Makes the bytes a staging file and counts one more writer. Under the vnode's lock, which
     /// nobody waits for and which is not superseded.
@@ -32,7 +35,7 @@ extension VolumeFileSystem {
         case .staging(var staged):
             switch staged.phase {
             case .sealed(let extent, _):
-                let file = try openStaged(staged.name, writing: false)
+                let file = try openStaged(staged, writing: false)
                 return try replaceObject(vnode, extent, file, keeping: keeping)
             case .published:
                 _ = try nameStaging(vnode, staged.name)
@@ -47,7 +50,9 @@ extension VolumeFileSystem {
         case .inline(let bytes):
             let staged = try newStaging(vnode.ino)
             try write(Array(bytes.prefix(Int(clamping: keeping))), to: staged)
-            try adopt(staged, vnode, keepsTime: keeping >= UInt64(bytes.count))
+            // A truncation counts as a change even of what is empty.
+            try adopt(
+                staged, vnode, keepsTime: keeping > 0 && keeping >= UInt64(bytes.count))
         case .object(let extent, let known):
             let file: SharedDescriptor?
             if case .passthrough = vnode.state.mode {
@@ -55,7 +60,7 @@ extension VolumeFileSystem {
             } else if let known {
                 file = known
             } else {
-                file = try openObject(extent)
+                file = try openObject(extent, for: vnode)
             }
             return try replaceObject(vnode, extent, file, keeping: keeping)
         case .extents(let extents):
@@ -103,12 +108,14 @@ extension VolumeFileSystem {
         _ vnode: Vnode, _ extent: Extent, _ file: SharedDescriptor?, keeping: UInt64
     ) throws(Errno) -> Bool {
         if case .passthrough = vnode.state.mode, let backing = vnode.state.backing {
-            let isObject = vnode.state.staged == nil
-            guard extent.length <= Self.movedBytesMax || sharesBlocks || !isObject else {
+            let mayMove =
+                (extent.length <= Self.movedBytesMax || sharesBlocks)
+                && publisher.users.isOnlyUser(vnode, of: extent.root)
+            guard mayMove || vnode.state.staged != nil else {
                 supersede(vnode)
                 throw .staleNFSFileHandle
             }
-            prepare(vnode) { try self.moveObjectAway(vnode, extent, backing) }
+            prepare(vnode) { _ in try self.moveObjectAway(vnode, extent, backing) }
             return false
         }
         guard keeping > 0 else {
@@ -120,9 +127,9 @@ extension VolumeFileSystem {
         let range = 0..<min(extent.length, keeping)
         let isWhole = keeping >= extent.length
         guard UInt64(range.count) <= Self.immediateCopyBytesMax || sharesBlocks else {
-            prepare(vnode) {
-                let staged = try self.copied(vnode, file, range)
-                try vnode.locked { try self.adopt(staged, vnode, keepsTime: isWhole) }
+            prepare(vnode) { cancellation in
+                let staged = try self.copied(vnode, file, range, cancellation)
+                try self.adoptPrepared(staged, vnode, isWhole: isWhole)
             }
             return false
         }
@@ -150,22 +157,23 @@ extension VolumeFileSystem {
         }
     }
 
-    func openStaged(_ name: StagingName, writing: Bool) throws(Errno) -> SharedDescriptor {
+    func openStaged(_ staged: StagedFile, writing: Bool) throws(Errno) -> SharedDescriptor {
         do throws(StoreError) {
-            return SharedDescriptor(try store.openStaging(name, writing ? .readWrite : .read))
+            return SharedDescriptor(
+                try store.openStaging(staged.name, writing ? .readWrite : .read), staged.use)
         } catch { throw error.errno }
     }
 
     /// A descriptor to read by: the daemon's, or one for this request.
     func readable(_ staged: StagedFile) throws(Errno) -> SharedDescriptor {
         if let file = staged.file { return file }
-        return try openStaged(staged.name, writing: false)
+        return try openStaged(staged, writing: false)
     }
 
     /// A descriptor to write by: the daemon's, or one for this request.
     func writable(_ staged: StagedFile) throws(Errno) -> SharedDescriptor {
         if staged.isWritable, let file = staged.file { return file }
-        return try openStaged(staged.name, writing: true)
+        return try openStaged(staged, writing: true)
     }
 
     private func write(_ bytes: [UInt8], to staged: StagedFile) throws(Errno) {
@@ -178,12 +186,15 @@ extension VolumeFileSystem {
     }
 
     private func copied(
-        _ vnode: Vnode, _ file: SharedDescriptor, _ range: Range<UInt64>
+        _ vnode: Vnode, _ file: SharedDescriptor, _ range: Range<UInt64>,
+        _ cancellation: Cancellation? = nil
     ) throws(Errno) -> StagedFile {
         let staged = try newStaging(vnode.ino)
         guard let target = staged.file else { throw .ioError }
         do throws(StoreError) {
-            try store.clone(from: file.descriptor, to: target.descriptor, range: range)
+            try store.clone(
+                from: file.descriptor, to: target.descriptor, range: range,
+                cancellation: cancellation)
             return staged
         } catch {
             try? store.removeStaging(staged.name)
@@ -210,7 +221,7 @@ extension VolumeFileSystem {
         let replaced = vnode.state.staged
         vnode.state.bytes = .staging(staged)
         publisher.releaseClaim(vnode)
-        if let replaced { publisher.removeWhenDurable(replaced.name) }
+        if let replaced { publisher.removeWhenDurable(replaced) }
     }
 
     /// Opening for writing alone changes no modification time.
@@ -251,27 +262,46 @@ extension VolumeFileSystem {
 
     /// Runs `body` on the preparation queue, then everybody who waits for the vnode. Under the
     /// vnode's lock; the caller appends itself to `state.waiting` before it lets go of it.
-    private func prepare(_ vnode: Vnode, _ body: @escaping @Sendable () throws -> Void) {
+    private func prepare(
+        _ vnode: Vnode, _ body: @escaping @Sendable (Cancellation) throws -> Void
+    ) {
         vnode.state.waiting = []
         vnodes.pin(vnode)
-        preparation.submit { self.finishPreparation(vnode) { try body() } }
+        preparation.submit { self.finishPreparation(vnode, body) }
     }
 
-    private func finishPreparation(_ vnode: Vnode, _ body: () throws -> Void) {
+    private func finishPreparation(_ vnode: Vnode, _ body: (Cancellation) throws -> Void) {
         var failure: Errno?
-        do { try body() } catch { failure = errno(error, "open for writing") }
+        let isUnwanted = Cancellation {
+            vnode.locked { vnode.state.waiting?.allSatisfy(\.isGone) == true }
+        }
+        do { try body(isUnwanted) } catch { failure = errno(error, "open for writing") }
         let waiting = vnode.locked {
             defer { vnode.state.waiting = nil }
             return vnode.state.waiting ?? []
         }
         // The error is the first one's, who asked for it; others try for themselves.
-        for (index, wake) in waiting.enumerated() { wake(index == 0 ? failure : nil) }
+        for (index, waiter) in waiting.enumerated() {
+            waiter.proceed(index == 0 ? failure : nil)
+        }
         vnode.locked {
             unloadIfIdle(vnode)
             // Whoever waited may be gone: what was prepared is published like any closed file.
             publisher.submitIfClosed(vnode)
         }
         unpin(vnode)
+    }
+
+    /// - Throws: EINTR when whoever needed a part only, for a truncation, was interrupted: adopting it
+    ///   would truncate.
+    private func adoptPrepared(_ staged: StagedFile, _ vnode: Vnode, isWhole: Bool) throws(Errno) {
+        try vnode.locked { () throws(Errno) in
+            guard isWhole || vnode.state.waiting?.first?.isGone == false else {
+                try? store.removeStaging(staged.name)
+                throw .interrupted
+            }
+            try adopt(staged, vnode, keepsTime: isWhole)
+        }
     }
 
     /// Passthrough readers keep the file that they have: it becomes the staging file, and a copy
@@ -284,12 +314,16 @@ extension VolumeFileSystem {
         do throws(StoreError) {
             file = SharedDescriptor(
                 try store.detachObject(
-                    extent.root, to: name, copyBytesMax: .max, expecting: backing))
+                    extent.root, to: name, copyBytesMax: .max, expecting: backing
+                ) { (exchange) throws(StoreError) in
+                    try publisher.users.take(extent.root, for: vnode, exchange)
+                })
         } catch {
             guard error.errno == .staleNFSFileHandle || error.errno == .noSuchFileOrDirectory
             else { throw error }
-            // The object was removed, or removed and fetched again, under the readers: theirs is
-            // a file that cannot be had any more.
+            // Others use the object's file too, or it was removed, or removed and fetched again,
+            // under the readers: theirs is a file that cannot be had any more.
+            try awaitRecord(vnode)
             vnode.locked { supersede(vnode) }
             throw Errno.staleNFSFileHandle
         }
@@ -303,6 +337,15 @@ extension VolumeFileSystem {
         try vnode.locked { try adopt(staged, vnode, keepsTime: true) }
     }
 
+    /// Until the row has what is sealed: the next vnode begins with what the row says.
+    private func awaitRecord(_ vnode: Vnode) throws(Errno) {
+        let deadline = Monotonic.milliseconds + Self.recordMillisecondsMax
+        while vnode.locked({ vnode.state.staged?.isUnpublished == true }) {
+            guard Monotonic.milliseconds < deadline else { throw .resourceBusy }
+            usleep(Self.recordLookMicroseconds)
+        }
+    }
+
     /// Content that is partly elsewhere: what is needed is fetched, then copied.
     private func assemble(_ vnode: Vnode, _ extents: [ExtentBytes], keeping: UInt64) {
         vnode.state.waiting = []
@@ -311,26 +354,29 @@ extension VolumeFileSystem {
         let isWhole = keeping >= extents.reduce(0) { $0 + $1.extent.length }
         fetch(needed[...]) { failure in
             self.preparation.submit {
-                self.finishPreparation(vnode) {
+                self.finishPreparation(vnode) { cancellation in
                     if let failure { throw failure }
-                    let staged = try self.joined(vnode, needed, keeping: keeping)
-                    try vnode.locked { try self.adopt(staged, vnode, keepsTime: isWhole) }
+                    let staged = try self.joined(vnode, needed, keeping: keeping, cancellation)
+                    try self.adoptPrepared(staged, vnode, isWhole: isWhole)
                 }
             }
         }
     }
 
     private func joined(
-        _ vnode: Vnode, _ extents: [ExtentBytes], keeping: UInt64
+        _ vnode: Vnode, _ extents: [ExtentBytes], keeping: UInt64, _ cancellation: Cancellation
     ) throws -> StagedFile {
         let staged = try newStaging(vnode.ino)
         do {
             guard let target = staged.file else { throw Errno.ioError }
             for part in extents {
-                guard let object = try openObject(part.extent) else { throw Errno.ioError }
+                guard let object = try openObject(part.extent, for: vnode) else {
+                    throw Errno.ioError
+                }
                 try store.clone(
                     from: object.descriptor, to: target.descriptor,
-                    range: 0..<min(part.extent.length, keeping - part.offset), at: part.offset)
+                    range: 0..<min(part.extent.length, keeping - part.offset), at: part.offset,
+                    cancellation: cancellation)
             }
             return staged
         } catch {
@@ -343,7 +389,7 @@ extension VolumeFileSystem {
         _ extents: ArraySlice<ExtentBytes>, _ body: @escaping @Sendable (Errno?) -> Void
     ) {
         guard let first = extents.first else { return body(nil) }
-        guard case .remote(let stream) = first.source else {
+        guard case .remote(let stream, _) = first.source else {
             return fetch(extents.dropFirst(), body)
         }
         stream.whenComplete { result in

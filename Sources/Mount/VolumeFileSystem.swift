@@ -27,6 +27,8 @@ public final class VolumeFileSystem: FileSystem {
 
     /// How long the kernel may believe names and attributes: every change from elsewhere is pushed.
     static let cacheLifetime = Duration.seconds(3600)
+    /// What disks allocate at least.
+    static let blockBytes: UInt64 = 4096
     /// While a passthrough writer may change size and times behind our back.
     static let writingLifetime = Duration.seconds(1)
 
@@ -38,8 +40,8 @@ public final class VolumeFileSystem: FileSystem {
     let handles = HandleTable()
     /// Runs what would keep a reader thread waiting for the disk: copies before a write, truncations.
     let preparation = WorkQueue(name: "prepare", threads: 2)
-    /// Runs what an fsync waits for.
-    let synchronization = WorkQueue(name: "fsync", threads: 2)
+    /// Runs what an fsync waits for: as many at once as a disk orders well among themselves.
+    let synchronization = WorkQueue(name: "fsync", threads: 8)
     let virtual: VirtualDirectory
     public let publisher: Publisher
     var vnodes: VnodeTable { publisher.vnodes }
@@ -115,13 +117,15 @@ public final class VolumeFileSystem: FileSystem {
     }
 
     /// Answers with the inode as an entry; takes the lookup back when the kernel did not want it.
-    func answer(_ inode: Inode, _ reply: consuming Reply) {
+    func answer(_ inode: Inode, readAt time: UInt64, _ reply: consuming Reply) {
         let vnode = vnodes.lookUp(inode.ino)
-        if !reply.entry(entry(inode, vnode)) { forget(nodeid: vnode.nodeid, count: 1) }
+        if !reply.entry(entry(inode, readAt: time, vnode)) {
+            forget(nodeid: vnode.nodeid, count: 1)
+        }
     }
 
-    func entry(_ inode: Inode, _ vnode: Vnode) -> EntryOut {
-        let (attributes, valid) = shown(inode, vnode)
+    func entry(_ inode: Inode, readAt time: UInt64, _ vnode: Vnode) -> EntryOut {
+        let (attributes, valid) = shown(inode, readAt: time, vnode)
         return EntryOut(
             nodeid: vnode.nodeid, entryValid: Self.cacheLifetime, attributesValid: valid,
             attributes: attributes)
@@ -130,10 +134,16 @@ public final class VolumeFileSystem: FileSystem {
     // MARK: Attributes
 
     /// What stat shows, and for how long. A staging file knows its own size and times.
-    func shown(_ inode: Inode, _ vnode: Vnode) -> (Attributes, Duration) {
-        var attributes = catalogAttributes(inode)
-        guard inode.kind == .file else { return (attributes, Self.cacheLifetime) }
+    ///
+    /// - Parameter time: `vnodes.recorded` before the row was read. If the file was published in
+    ///   between, neither that row nor the vnode knows its size: the row is read again.
+    func shown(
+        _ inode: Inode, readAt time: UInt64, _ vnode: Vnode
+    ) -> (Attributes, Duration) {
+        guard inode.kind == .file else { return (catalogAttributes(inode), Self.cacheLifetime) }
         return vnode.locked {
+            let isOutdated = vnode.state.recorded > time
+            var attributes = catalogAttributes(isOutdated ? newest(inode) : inode)
             if vnode.state.isSuperseded, let version = vnode.state.version {
                 setSize(&attributes, version.content.length)
                 attributes.mtime = FUSE.Timestamp(version.modified)
@@ -146,10 +156,19 @@ public final class VolumeFileSystem: FileSystem {
                 return (attributes, Self.cacheLifetime)
             case .unpublished:
                 // Also what is closed: a mapping may still write to it.
-                if let facts = try? facts(of: staged) { overlay(&attributes, facts) }
+                // The copy's times are no change of the file's while nothing is written to it.
+                if let facts = try? facts(of: staged), !staged.isUntouched(facts) {
+                    overlay(&attributes, facts)
+                }
                 return (attributes, Self.writingLifetime)
             }
         }
+    }
+
+    private func newest(_ inode: Inode) -> Inode {
+        let row = try? query("stat") { reader throws(Errno) in try reader.inode(inode.ino) }
+        // One that is gone by now shows what it had.
+        return (row ?? nil) ?? inode
     }
 
     private func facts(of staged: StagedFile) throws(StoreError) -> FileFacts {
@@ -168,9 +187,11 @@ public final class VolumeFileSystem: FileSystem {
         return attributes
     }
 
+    /// As many blocks as nearly every disk takes for it, so that publishing changes nothing that is
+    /// shown. The row does not know of holes.
     func setSize(_ attributes: inout Attributes, _ size: UInt64) {
         attributes.size = size
-        attributes.blocks = (size + 511) / 512
+        attributes.blocks = (size + Self.blockBytes - 1) / Self.blockBytes * (Self.blockBytes / 512)
     }
 
     private func overlay(_ attributes: inout Attributes, _ file: FileFacts) {

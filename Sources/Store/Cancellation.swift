@@ -4,12 +4,16 @@ import Synchronization
 /// cancellation cannot be taken back.
 public final class Cancellation: Sendable {
     private let flag = Atomic(false)
+    private let isUnwanted: @Sendable () -> Bool
 
-    public init() {}
+    /// - Parameter isUnwanted: asked at every look, where something else than `cancel` ends the work.
+    public init(when isUnwanted: @escaping @Sendable () -> Bool = { false }) {
+        self.isUnwanted = isUnwanted
+    }
 
     public func cancel() { flag.store(true, ordering: .relaxed) }
 
-    public var isCancelled: Bool { flag.load(ordering: .relaxed) }
+    public var isCancelled: Bool { flag.load(ordering: .relaxed) || isUnwanted() }
 
     func check(_ operation: @autoclosure () -> String) throws(StoreError) {
         if isCancelled { throw StoreError(operation(), .canceled) }

@@ -49,32 +49,35 @@ extension Store {
 
     /// Gives a synced file its name in `objects/` beside its staging name. Quick; the name is
     /// durable after `synchronizeNames`.
+    ///
+    /// - Throws: `StoreError`; the file is then no object.
     public func link(_ object: PreparedObject) throws(StoreError) -> LinkOutcome {
         let root = object.hashed.extent.root
         let directory = try fanOut(root)
+        let name = object.staging.description
+        // Open before it is linked: afterwards there may be no descriptor to make it read-only by.
+        let file = try staging.open(name, O_RDONLY)
         if let layer = object.layer {
             try temporaries.rename(layer, to: directory, layerName(root))
         }
-        let name = object.staging.description
-        let result = cstore_linkat(staging.raw, name, directory.raw, "\(root)")
-        if result < 0 {
+        while true {
+            let result = cstore_linkat(staging.raw, name, directory.raw, "\(root)")
+            if result == 0 { break }
             guard Errno(rawValue: -result) == .fileExists else {
                 throw StoreError("link \(name) as object", Errno(rawValue: -result))
             }
-            let mine = try staging.open(name, O_RDONLY)
-            let other = try directory.open("\(root)", O_RDONLY)
-            let (a, b) = (try FileStatus(of: mine.raw), try FileStatus(of: other.raw))
-            if a.inode == b.inode { return .linked }
-            guard b.size == object.hashed.extent.length else {
-                // Damaged from outside: an object is never shorter than its content.
-                try directory.remove("\(root)")
-                return try link(
-                    PreparedObject(staging: object.staging, hashed: object.hashed, layer: nil))
-            }
-            return .alreadyHere
+            guard let other = try directory.status("\(root)") else { continue }
+            if other.inode == (try FileStatus(of: file.raw)).inode { break }
+            if other.size == object.hashed.extent.length { return .alreadyHere }
+            // Damaged from outside: an object is never shorter than its content.
+            try directory.remove("\(root)")
         }
-        let file = try directory.open("\(root)", O_RDONLY)
-        try system("chmod object") { cstore_fchmod(file.raw, 0o400) }
+        do throws(StoreError) {
+            try system("chmod object") { cstore_fchmod(file.raw, 0o400) }
+        } catch {
+            try directory.remove("\(root)")
+            throw error
+        }
         return .linked
     }
 

@@ -162,12 +162,19 @@ extension Store {
     ///
     /// - Parameter copyBytesMax: where the disk cannot share blocks, more than this is not copied.
     /// - Parameter expecting: the file that readers hold; another one may bear the name since.
+    /// - Parameter exchanging: runs the exchange that it is given, or answers false when somebody
+    ///   else uses the file, for ESTALE.
     /// - Returns: the staging file, open for reading and writing.
     /// - Throws: `StoreError`: ENOENT when the object is not here, ESTALE when it is another file,
     ///   EFBIG when the copy would be too large.
     public func detachObject(
         _ root: ContentRoot, to name: StagingName, copyBytesMax: UInt64,
-        expecting: FileIdentity? = nil, cancellation: Cancellation? = nil
+        expecting: FileIdentity? = nil, cancellation: Cancellation? = nil,
+        exchanging: (() throws(StoreError) -> Void) throws(StoreError) -> Bool = {
+            (exchange) throws(StoreError) in
+            try exchange()
+            return true
+        }
     ) throws(StoreError) -> FileDescriptor {
         let directory = try fanOut(root)
         let object = try directory.open("\(root)", O_RDONLY)
@@ -188,9 +195,12 @@ extension Store {
             )
             try synchronize(copy.raw, "copy of object")
             try system("chmod object") { cstore_fchmod(copy.raw, 0o400) }
-            try system("exchange object") {
-                cstore_exchangeat(staging.raw, name.description, directory.raw, "\(root)")
+            let isOurs = try exchanging { () throws(StoreError) in
+                try system("exchange object") {
+                    cstore_exchangeat(staging.raw, name.description, directory.raw, "\(root)")
+                }
             }
+            guard isOurs else { throw StoreError("exchange object", .staleNFSFileHandle) }
         } catch {
             _ = try? staging.remove(name.description)
             throw error

@@ -24,7 +24,8 @@ extension Store {
     /// own record of them first. Calling it again goes on where it ended.
     ///
     /// - Precondition: nobody reads or writes the file.
-    /// - Throws: `StoreError`; see `interruptedSplit` for what is left then.
+    /// - Throws: `StoreError`; see `interruptedSplit` for what is left then: nothing of the split, if
+    ///   the staging file still has all its bytes.
     public func moveToObjects(
         _ publication: Publication, cancellation: Cancellation? = nil
     ) throws(StoreError) {
@@ -34,17 +35,25 @@ extension Store {
             throw StoreError("publish \(name)", .wrongLength)
         }
         try synchronize(source.raw, "staging/\(name)")
+        // What an earlier call punched out is not known.
+        var isWhole = try staging.status(splitName(publication.staging)) == nil
         try writeSplit(publication)
-        var offset: UInt64 = 0
-        for hashed in publication.result.extents {
-            try cancellation?.check("publish \(name)")
-            let range = offset..<offset + hashed.extent.length
-            let result = try publishExtent(hashed, of: source.raw, range, cancellation)
-            if result == .copied {
-                // A disk that cannot punch keeps the bytes twice for a while.
-                _ = cstore_punch(source.raw, range.lowerBound, UInt64(range.count))
+        do throws(StoreError) {
+            var offset: UInt64 = 0
+            for hashed in publication.result.extents {
+                try cancellation?.check("publish \(name)")
+                let range = offset..<offset + hashed.extent.length
+                let result = try publishExtent(hashed, of: source.raw, range, cancellation)
+                if result == .copied {
+                    isWhole = false
+                    // A disk that cannot punch keeps the bytes twice for a while.
+                    _ = cstore_punch(source.raw, range.lowerBound, UInt64(range.count))
+                }
+                offset = range.upperBound
             }
-            offset = range.upperBound
+        } catch {
+            if isWhole { _ = try? staging.remove(splitName(publication.staging)) }
+            throw error
         }
     }
 

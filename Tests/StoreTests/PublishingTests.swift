@@ -121,6 +121,31 @@ import Volume
         #expect(try store.objectLength(extent.root) == nil)
     }
 
+    @Test func aStagingFileThatCannotBeLinkedWholeIsNoObject() throws {
+        let disk = try TestDisk(.plain)
+        let store = try disk.store()
+        let name = StagingName(1, 1)
+        try store.stage(name, pattern(70_000))
+        let hashed = Merkle.hash(pattern(70_000))
+        let root = hashed.extent.root
+        #expect(try store.objectLength(root) == nil)
+        let object = try store.prepareObject(name, hashed, synchronizing: true)
+        var limit = rlimit()
+        getrlimit(__rlimit_resource_t(RLIMIT_NOFILE.rawValue), &limit)
+        // No descriptor is to be had, in the whole process: for one call only.
+        var none = rlimit(rlim_cur: 0, rlim_max: limit.rlim_max)
+        setrlimit(__rlimit_resource_t(RLIMIT_NOFILE.rawValue), &none)
+        let error = #expect(throws: StoreError.self) { try store.link(object) }
+        setrlimit(__rlimit_resource_t(RLIMIT_NOFILE.rawValue), &limit)
+        #expect(error?.errno == .tooManyOpenFiles)
+        #expect(try store.objectLength(root) == nil)
+        #expect(try store.link(object) == .linked)
+        let again = try store.prepareObject(name, hashed, synchronizing: true)
+        #expect(try store.link(again) == .linked)
+        let path = "objects/\(Hex.encode([root.bytes[0]]))/\(root)"
+        #expect(disk.mode(path) == 0o400 && disk.inode(path) == disk.inode("staging/1.1"))
+    }
+
     @Test func fetchedContentBecomesAnObjectUnderBothNames() throws {
         let disk = try TestDisk(.plain)
         let store = try disk.store()
