@@ -28,7 +28,7 @@ enum Schema {
         }
     }
 
-    private static let migrations = [namespace + contents + history]
+    private static let migrations = [namespace + contents + history, lostNames]
 
     private static let namespace = """
         CREATE TABLE inode(
@@ -135,5 +135,11 @@ enum Schema {
             PRIMARY KEY(directory, name)
         ) WITHOUT ROWID;
         CREATE TABLE dirty_record(id INTEGER PRIMARY KEY, version INTEGER NOT NULL);
+        """
+
+    private static let lostNames = """
+        -- What led to the file before it was removed elsewhere; set while it is linked nowhere.
+        ALTER TABLE staging ADD COLUMN lost_parent INTEGER;
+        ALTER TABLE staging ADD COLUMN lost_name BLOB;
         """
 }

@@ -22,8 +22,7 @@ extension Publisher {
                 return nil
             }
             let facts = try facts(of: staged)
-            let recorded = try record(candidate, content, facts, vnode.state.lostNames)
-            vnode.state.lostNames = []
+            let recorded = try record(candidate, content, facts)
             if candidate.isCopy {
                 vnode.state.copied = candidate.facts
                 return (recorded, [])
@@ -86,7 +85,7 @@ extension Publisher {
     // MARK: In the catalog
 
     private func record(
-        _ candidate: Candidate, _ content: Content, _ facts: FileFacts, _ lostNames: [LostName]
+        _ candidate: Candidate, _ content: Content, _ facts: FileFacts
     ) throws -> Recorded {
         let ino = candidate.vnode.ino
         return try catalog.perform { tx in
@@ -116,7 +115,7 @@ extension Publisher {
                     effects: recorded.effects)
             }
             if !before.isLinked {
-                try revive(ino, lostNames, tx, &recorded.effects)
+                try revive(ino, tx, &recorded.effects)
                 recorded.isRevived = true
             }
             if candidate.isCopy {
@@ -155,10 +154,9 @@ extension Publisher {
     /// Removed elsewhere while it was edited here: the edit survives, under the name that it had,
     /// or, when the directory went too, in the top directory.
     private func revive(
-        _ ino: InodeNumber, _ names: [LostName], _ tx: Transaction,
-        _ effects: inout VolumeChange
+        _ ino: InodeNumber, _ tx: Transaction, _ effects: inout VolumeChange
     ) throws {
-        guard let lost = names.first else { throw Errno.noSuchFileOrDirectory }
+        guard let lost = try tx.lostName(of: ino) else { throw Errno.noSuchFileOrDirectory }
         let parent = try tx.inode(lost.parent)?.isLinked == true ? lost.parent : .root
         var name = lost.name
         if try tx.child(named: name, in: parent) {

@@ -102,9 +102,11 @@ extension Publisher {
         let now = Monotonic.milliseconds
         let due = vnode.state.publishing.due
         if !entry.isHurried, due > now { return .later(milliseconds: due - now, .quiet) }
-        let isLinked = try catalog.read { try $0.inode(vnode.ino)?.isLinked } == true
+        let hasName = try catalog.read { reader in
+            try reader.inode(vnode.ino)?.isLinked == true || reader.lostName(of: vnode.ino) != nil
+        }
         // It goes when it is closed, or is submitted again when it gets a name.
-        guard isLinked || !vnode.state.lostNames.isEmpty else { return .none }
+        guard hasName else { return .none }
         let file = SharedDescriptor(try store.openStaging(staged.name, .read))
         let facts = try store.facts(of: file.descriptor)
         let cancellation = Cancellation()

@@ -100,8 +100,8 @@ final class VnodeTable: Sendable {
         state.withLock { $0.families[ino]?.isUnlinked = false }
     }
 
-    /// Inodes that the kernel or a descriptor holds, older versions included.
-    var held: Set<InodeNumber> { state.withLock { Set($0.families.keys) } }
+    /// Whether there is a vnode of the inode, of an older version perhaps.
+    func holds(_ ino: InodeNumber) -> Bool { state.withLock { $0.families[ino] != nil } }
 
     private func reference(_ ino: InodeNumber, _ count: (inout Entry) -> Void) -> Vnode {
         state.withLock { state in

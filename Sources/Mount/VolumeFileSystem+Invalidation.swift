@@ -64,7 +64,6 @@ extension VolumeFileSystem {
             news.add(parent.nodeid, withPages: true)
         }
         send(news)
-        for ino in effects.orphaned { orphaned(ino, effects) }
     }
 
     /// An open file keeps its version under its nodeid, the name gets a new one. What is being
@@ -102,20 +101,6 @@ extension VolumeFileSystem {
             guard let parent = vnodes.current(link.parent) else { continue }
             news.names.insert(.init(parent: parent.nodeid, name: link.name.bytes))
         }
-    }
-
-    /// An open inode lost its last name elsewhere. If it is being written here, the edit outlives
-    /// the removal: publishing gives it a name again.
-    private func orphaned(_ ino: InodeNumber, _ effects: VolumeChange) {
-        if let vnode = vnodes.current(ino) {
-            vnode.locked {
-                guard vnode.state.staged?.isUnpublished == true else { return }
-                vnode.state.lostNames = effects.entries.filter { $0.before == ino }.map {
-                    LostName(parent: $0.parent, name: $0.name)
-                }
-            }
-        }
-        if vnodes.unlinked(ino) { publisher.reap(ino) }
     }
 
     // MARK: Sending

@@ -159,7 +159,7 @@ extension VolumeFileSystem {
 
     /// An inode lost a name: when it was the last and nobody holds it, it goes.
     private func unlinked(_ inode: Inode) {
-        if inode.linkCount == 0, vnodes.unlinked(inode.ino) { publisher.reap(inode.ino) }
+        if inode.linkCount == 0 { publisher.unlinked(inode.ino) }
     }
 
     /// A file without a name got its first: what was closed before is published now.

@@ -290,12 +290,12 @@ public final class Node: Sendable {
             Timeline.Hooks(
                 announce: { mesh.pokeAll() },
                 applied: { [weak self] in self?.applied($0) },
-                pinned: { publisher.heldInodes },
+                isPinned: { publisher.holds($0) },
                 rank: { mesh.peers.filter { $0.isOnline && $0.node < identity.node }.count }))
         space.start()
-        timeline.start()
+        // First of all: what a crash left is known to it before anything from elsewhere is applied.
         try publisher.start()
-        try reapOrphans()
+        timeline.start()
         do {
             if let (path, isMissing) = mountPoint { try mount(path, isMissing) }
             let replication = Task { [replicator] in await replicator.run() }
@@ -319,12 +319,6 @@ public final class Node: Sendable {
             await stop()
             throw error
         }
-    }
-
-    /// What a crash left open and unlinked.
-    private func reapOrphans() throws {
-        let orphans = try catalog.read { try $0.orphans(limit: 100_000) }
-        for ino in orphans { publisher.reap(ino) }
     }
 
     private func mount(_ path: FilePath, _ isMissing: Bool) throws {
@@ -359,8 +353,9 @@ public final class Node: Sendable {
             let session = try Session(
                 fileSystem: fileSystem, channel: channel, options: sessionOptions)
             fileSystem.session = session
-            try session.start(threads: Self.readerThreads)
+            // Before the first request: what is applied from then on the kernel has to hear of.
             running.withLock { $0.mount = (path, isMissing, session, fileSystem) }
+            try session.start(threads: Self.readerThreads)
         } catch {
             if isMissing { rmdir(path.string) }
             throw NodeError("\(error)")
