@@ -5,12 +5,18 @@ import Volume
 
 // The last step: the catalog's row gets the content.
 extension Publisher {
+    private enum Standing {
+        case linked
+        /// It had no name any more and was given one.
+        case revived
+        case unlinked
+    }
+
     /// What the row became, and what else changed.
     private struct Recorded {
         let inode: CatalogInode
         var effects = VolumeChange()
-        /// It had no name any more and was given one.
-        var isRevived = false
+        var standing: Standing
     }
 
     /// Records the content, gives the vnode its new state and the queue its entry back.
@@ -32,7 +38,11 @@ extension Publisher {
         if candidate.isCopy { try? store.removeStaging(candidate.name) }
         guard let (recorded, waiting) = result else { return unpin(vnode) }
         for wake in waiting { wake(nil) }
-        if recorded.isRevived { vnodes.linked(vnode.ino) }
+        switch recorded.standing {
+        case .linked: break
+        case .revived: vnodes.linked(vnode.ino)
+        case .unlinked: unlinked(vnode.ino)
+        }
         published(content.extents)
         if !recorded.effects.entries.isEmpty { notify(recorded.effects) }
         if candidate.isCopy {
@@ -99,7 +109,8 @@ extension Publisher {
                 }
                 try tx.setContentState(extent, .stored, at: Monotonic.wallMilliseconds)
             }
-            var recorded = Recorded(inode: before)
+            let standing: Standing = before.isLinked ? .linked : .unlinked
+            var recorded = Recorded(inode: before, standing: standing)
             let present = try tx.content(of: ino)
             if present != content || before.modified != facts.modified {
                 if before.contentStamp != staging.base, before.contentStamp.node != tx.node,
@@ -112,11 +123,12 @@ extension Publisher {
                 recorded = Recorded(
                     inode: try tx.setContent(
                         ino, content, modified: facts.modified, now: changed),
-                    effects: recorded.effects)
+                    effects: recorded.effects, standing: standing)
             }
-            if !before.isLinked {
+            // Opened for writing and not changed, it stays removed.
+            if !before.isLinked, present != content {
                 try revive(ino, tx, &recorded.effects)
-                recorded.isRevived = true
+                recorded.standing = .revived
             }
             if candidate.isCopy {
                 try tx.setStaging(
