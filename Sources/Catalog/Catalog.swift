@@ -24,6 +24,11 @@ public final class Catalog: Sendable {
         public var commitInterval: Duration = .milliseconds(50)
         /// Memory for pages of the writer connection; the reader's is a quarter.
         public var cacheBytes = 32 << 20
+        /// Makes durable what rows lead to outside of the database and what no row may outlive: called
+        /// for every batch, after its COMMIT and before it is durable, on a thread of the catalog
+        /// with no lock held. (COMMIT alone leaves the rows in the page cache, which the kernel
+        /// writes back after many seconds.)
+        public var beforeDurable: @Sendable () -> Void = {}
         /// The disk is full: deletes the reserve file. Called with the catalog's lock held; must
         /// not call the catalog.
         public var releaseReserve: @Sendable () -> Void = {}

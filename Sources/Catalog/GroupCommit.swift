@@ -147,6 +147,7 @@ final class GroupCommit: @unchecked Sendable {
 
     private func endBatch() throws(Errno) -> (operation: UInt64, frames: Int32) {
         let result = try writer.endBatch()
+        options.beforeDurable()
         // The errno is read before anything else is called.
         if fdatasync(log.rawValue) != 0 {
             let error = Errno(rawValue: errno)

@@ -47,6 +47,7 @@ extension VolumeFileSystem {
         case .inline(let bytes):
             let staged = try newStaging(vnode.ino)
             try write(Array(bytes.prefix(Int(clamping: keeping))), to: staged)
+            store.oweSync(staged.name)
             try adopt(staged, vnode, keepsTime: keeping >= UInt64(bytes.count))
         case .object(let extent, let known):
             let file: SharedDescriptor?
@@ -122,11 +123,14 @@ extension VolumeFileSystem {
         guard UInt64(range.count) <= Self.immediateCopyBytesMax || sharesBlocks else {
             prepare(vnode) {
                 let staged = try self.copied(vnode, file, range)
+                try self.synchronizeCopy(staged)
                 try vnode.locked { try self.adopt(staged, vnode, keepsTime: isWhole) }
             }
             return false
         }
-        try adopt(try copied(vnode, file, range), vnode, keepsTime: isWhole)
+        let staged = try copied(vnode, file, range)
+        store.oweSync(staged.name)
+        try adopt(staged, vnode, keepsTime: isWhole)
         beginWriting(vnode)
         return true
     }
@@ -191,8 +195,20 @@ extension VolumeFileSystem {
         }
     }
 
+    /// A large copy: to sync it with a batch of the catalog would hold up everybody who waits for
+    /// that.
+    private func synchronizeCopy(_ staged: StagedFile) throws(Errno) {
+        guard let file = staged.file else { throw .ioError }
+        do throws(StoreError) { try store.synchronizeStaging(file.descriptor) } catch {
+            try? store.removeStaging(staged.name)
+            throw error.errno
+        }
+    }
+
     /// From now on the staging file is the inode's bytes, in the catalog too. Under the vnode's
-    /// lock. When it fails the file is removed.
+    /// lock. When it fails the file is removed. A copy of older bytes is synced already or owed
+    /// (`Store.oweSync`): else a power cut would leave the row with a copy that never got to the
+    /// disk.
     private func adopt(
         _ staged: StagedFile, _ vnode: Vnode, keepsTime: Bool
     ) throws(Errno) {
@@ -313,6 +329,7 @@ extension VolumeFileSystem {
                 self.finishPreparation(vnode) {
                     if let failure { throw failure }
                     let staged = try self.joined(vnode, needed, keeping: keeping)
+                    try self.synchronizeCopy(staged)
                     try vnode.locked { try self.adopt(staged, vnode, keepsTime: isWhole) }
                 }
             }

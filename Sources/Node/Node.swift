@@ -237,6 +237,11 @@ public final class Node: Sendable {
     ) throws -> Catalog {
         var options = Catalog.Options(node: node)
         options.log = { logger.warning("catalog: \($0)") }
+        options.beforeDurable = {
+            do { try store.synchronizeOwed() } catch {
+                logger.error("files that are being written could not be synced: \(error)")
+            }
+        }
         options.releaseReserve = { _ = try? store.releaseReserve() }
         options.onFailure = {
             logger.critical(

@@ -84,6 +84,30 @@ extension Store {
         state.withLock { $0.stagingDurable = max($0.stagingDurable, made) }
     }
 
+    /// The next `synchronizeOwed` makes the file durable: for what takes the place of older, durable
+    /// bytes, before the row that says so is durable. Bounded by what one batch of rows names.
+    public func oweSync(_ name: StagingName) {
+        state.withLock { _ = $0.owedSyncs.insert(name) }
+    }
+
+    /// - Throws: `StoreError`: the first failure, after all were tried.
+    public func synchronizeOwed() throws(StoreError) {
+        let names = state.withLock { state in
+            defer { state.owedSyncs = [] }
+            return state.owedSyncs
+        }
+        if names.count >= Self.wholeDiskSyncFilesMin { return try synchronizeDisk() }
+        var failure: StoreError?
+        for name in names {
+            do throws(StoreError) {
+                let file = try staging.openIfPresent(name.description, O_RDONLY)
+                // Else it was published or removed meanwhile.
+                if let file { try synchronizeStaging(FileDescriptor(rawValue: file.raw)) }
+            } catch { failure = failure ?? error }
+        }
+        if let failure { throw failure }
+    }
+
     /// Removes the file and what a split left of it; nothing happens when it is missing.
     public func removeStaging(_ name: StagingName) throws(StoreError) {
         try staging.remove(name.description)

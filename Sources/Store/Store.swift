@@ -37,6 +37,8 @@ public final class Store: Sendable {
         /// Staging files made so far, and how many of them had a durable name.
         var stagingMade: UInt64 = 0
         var stagingDurable: UInt64 = 0
+        /// To be synced by `synchronizeOwed`.
+        var owedSyncs: Set<StagingName> = []
         var facts: DiskAbilities?
     }
 

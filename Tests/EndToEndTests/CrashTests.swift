@@ -105,6 +105,55 @@ extension EndToEnd {
             }
         }
 
+        @Test("A power cut during an edit or a replacement leaves the old version or the new one")
+        func powerCut() async throws {
+            try await Workshop.open { workshop in
+                let host = try await Network(workshop).host()
+                let disk = try await Disk(workshop, "cut", .ext4(megabytes: 900))
+                let node = try NodeProcess("a", on: host, disk: disk)
+                try await node.create()
+                // What is small is copied at once, what is large on a thread of its own.
+                let sizes = [1000, 100_000, 3_000_000]
+                for size in sizes {
+                    for what in ["edited", "replaced"] {
+                        try await node.sh("head -c \(size) /dev/zero | tr '\\0' o >\(what)\(size)")
+                            .succeeded()
+                    }
+                }
+                try await node.settle()
+                try await host.sh("sync -f \"$1\"", disk.path).succeeded()
+                // All stay open, and so unpublished.
+                let edits = sizes.map { "exec {f}>>edited\($0); echo >&$f" }
+                let replacements = sizes.map {
+                    "exec {f}>tmp; head -c \($0) /dev/zero | tr '\\0' n >&$f; mv tmp replaced\($0)"
+                }
+                let writer = try host.spawn(
+                    Shell.bash(
+                        "cd \"$1\"\n" + (edits + replacements).joined(separator: "\n")
+                            + "\ntouch done; exec sleep 60", [node[""]]),
+                    log: "\(workshop.directory)/writer.log")
+                try await node.sees("done")
+                // The rows are durable by now; the kernel has written nothing by itself.
+                try await node.sh("sync done").succeeded()
+                try await disk.losePower {
+                    try await node.kill9()
+                    writer.send(SIGKILL)
+                    _ = try await writer.wait(Bounds.command)
+                }
+                try await node.start()
+                for size in sizes {
+                    try await node.sh(
+                        "test \"$(head -c \(size) edited\(size) | tr -d o | wc -c)\" = 0; test $(stat -c %s edited\(size)) -ge \(size)"
+                    ).succeeded()
+                    try await node.sh(
+                        "f=replaced\(size); test $(stat -c %s $f) = \(size); test $(tr -d o <$f | wc -c) = 0 || test $(tr -d n <$f | wc -c) = 0"
+                    ).succeeded()
+                }
+                try await node.settle()
+                try await node.checkHistory()
+            }
+        }
+
         @Test("A clone that was cut off by kill -9 goes on where it was")
         func killDuringClone() async throws {
             try await Workshop.open { workshop in
