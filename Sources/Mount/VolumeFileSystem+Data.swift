@@ -98,7 +98,7 @@ extension VolumeFileSystem {
     ) {
         do throws(Errno) {
             if let handle = handles.handle(handle), handle.writes {
-                do { try catalog.commitBatch() } catch { throw errno(error, "close") }
+                try commitBatch("close")
             }
             reply.empty()
         } catch { reply.error(error) }
