@@ -45,7 +45,7 @@ extension VolumeFileSystem {
             if keeping == 0 { try empty(staged, vnode) }
             return true
         case .inline(let bytes):
-            let staged = try newStaging(vnode.ino)
+            let staged = try keeping == 0 ? newStaging(vnode.ino) : newCopy(vnode.ino)
             try write(Array(bytes.prefix(Int(clamping: keeping))), to: staged)
             store.oweSync(staged.name)
             try adopt(staged, vnode, keepsTime: keeping >= UInt64(bytes.count))
@@ -142,7 +142,6 @@ extension VolumeFileSystem {
     func newStaging(
         _ ino: InodeNumber, modified: Volume.Timestamp? = nil
     ) throws(Errno) -> StagedFile {
-        guard !options.isFull() else { throw .noSpace }
         let name = publisher.stagingName(for: ino)
         do throws(StoreError) {
             let file = SharedDescriptor(try store.createStaging(name))
@@ -152,6 +151,13 @@ extension VolumeFileSystem {
             try? store.removeStaging(name)
             throw error.errno
         }
+    }
+
+    /// A staging file for older bytes. Refused while the disk is about to be full, other than an empty
+    /// one: what is truncated to nothing makes room.
+    private func newCopy(_ ino: InodeNumber) throws(Errno) -> StagedFile {
+        guard !options.isFull() else { throw .noSpace }
+        return try newStaging(ino)
     }
 
     func openStaged(_ name: StagingName, writing: Bool) throws(Errno) -> SharedDescriptor {
@@ -184,7 +190,7 @@ extension VolumeFileSystem {
     private func copied(
         _ vnode: Vnode, _ file: SharedDescriptor, _ range: Range<UInt64>
     ) throws(Errno) -> StagedFile {
-        let staged = try newStaging(vnode.ino)
+        let staged = try newCopy(vnode.ino)
         guard let target = staged.file else { throw .ioError }
         do throws(StoreError) {
             try store.clone(from: file.descriptor, to: target.descriptor, range: range)
@@ -339,7 +345,7 @@ extension VolumeFileSystem {
     private func joined(
         _ vnode: Vnode, _ extents: [ExtentBytes], keeping: UInt64
     ) throws -> StagedFile {
-        let staged = try newStaging(vnode.ino)
+        let staged = try newCopy(vnode.ino)
         do {
             guard let target = staged.file else { throw Errno.ioError }
             for part in extents {

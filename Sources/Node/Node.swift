@@ -237,6 +237,7 @@ public final class Node: Sendable {
     ) throws -> Catalog {
         var options = Catalog.Options(node: node)
         options.log = { logger.warning("catalog: \($0)") }
+        options.own = { Store.own($0, of: $1) }
         options.beforeDurable = {
             do { try store.synchronizeOwed() } catch {
                 logger.error("files that are being written could not be synced: \(error)")

@@ -47,6 +47,39 @@ extension EndToEnd {
             }
         }
 
+        @Test("The reserve is there again as soon as there is room; without it only room is made")
+        func reserve() async throws {
+            try await Workshop.open { workshop in
+                let host = try await Network(workshop).host()
+                let disk = try await Disk(workshop, "small", .ext4(megabytes: 400))
+                let node = try NodeProcess("a", on: host, disk: disk)
+                try await node.create()
+                try await node.sh("head -c 1M /dev/urandom >large; seq 100 >small").succeeded()
+                try await node.settle()
+                let reserve = "\(node.root)/reserve"
+                func hasReserve() -> Bool { access(reserve, F_OK) == 0 }
+                // As the catalog gives it away.
+                unlink(reserve)
+                try await eventually("it is there again", within: Bounds.command) { hasReserve() }
+                try await host.sh(
+                    "cd \"$1\"; fallocate -l $(($(df --output=avail -B1M . | tail -1) - 32))M filler; rm .db/reserve",
+                    disk.path
+                ).succeeded()
+                try await eventually("nothing new is made", within: Bounds.command) {
+                    try await !node.sh("mktemp -p .").isSuccess
+                }
+                #expect(!hasReserve())
+                #expect(try await !node.sh("echo more >>large").isSuccess)
+                try await node.sh(">large; echo less >small; rm large").succeeded()
+                unlink("\(disk.path)/filler")
+                try await eventually("it is there again", within: Bounds.command) { hasReserve() }
+                try await eventually("writing goes on", within: Bounds.command) {
+                    try await node.sh("echo new >new").isSuccess
+                }
+                #expect(try await node.sh("cat small new").output == "less\nnew\n")
+            }
+        }
+
         private static func check(_ node: NodeProcess, _ ledger: String) async throws -> Int {
             let outcome = try await node.sh(
                 "while read -r i; do test \"$(<small/$i)\" = \"content $i\" || { echo lost $i; exit 1; }; done <\"$1\"; wc -l <\"$1\"",
