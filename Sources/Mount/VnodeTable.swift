@@ -100,6 +100,8 @@ final class VnodeTable: Sendable {
         state.withLock { $0.families[ino]?.isUnlinked = false }
     }
 
+    var all: [Vnode] { state.withLock { $0.nodes.values.map(\.vnode) } }
+
     /// Whether there is a vnode of the inode, of an older version perhaps.
     func holds(_ ino: InodeNumber) -> Bool { state.withLock { $0.families[ino] != nil } }
 

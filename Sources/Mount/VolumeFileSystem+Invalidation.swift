@@ -90,13 +90,27 @@ extension VolumeFileSystem {
         send(news)
     }
 
+    /// The catalog has failed: its rows are those of its last COMMIT, and the kernel may remember what
+    /// came after that. It asks anew; what is not in the rows any more is ESTALE, and then looked up.
+    public func catalogFailed() {
+        var news = Invalidation()
+        for vnode in vnodes.all {
+            let isOpen = vnode.locked { vnode.state.opens > 0 }
+            news.add(vnode.nodeid, withPages: !isOpen)
+            addNames(of: vnode.ino, to: &news)
+        }
+        send(news)
+    }
+
     private func markSuperseded(_ vnode: Vnode, _ news: inout Invalidation) {
         vnode.state.isSuperseded = true
         vnodes.supersede(vnode)
+        addNames(of: vnode.ino, to: &news)
+    }
+
+    private func addNames(of ino: InodeNumber, to news: inout Invalidation) {
         let links =
-            (try? query("invalidate") { reader throws(Errno) in
-                try reader.links(of: vnode.ino)
-            }) ?? []
+            (try? query("invalidate") { reader throws(Errno) in try reader.links(of: ino) }) ?? []
         for link in links {
             guard let parent = vnodes.current(link.parent) else { continue }
             news.names.insert(.init(parent: parent.nodeid, name: link.name.bytes))

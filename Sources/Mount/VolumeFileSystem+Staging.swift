@@ -25,6 +25,8 @@ extension VolumeFileSystem {
     /// - Parameter keeping: how many of the present bytes the writer needs; 0 for a truncation.
     /// - Returns: false when that takes time; `state.waiting` then holds who is to be called.
     func acquireStaging(_ vnode: Vnode, keeping: UInt64) throws(Errno) -> Bool {
+        // What would be written now could not be published any more.
+        guard !catalog.hasFailed else { throw .readOnlyFileSystem }
         try load(vnode)
         if vnode.state.writers == 0 { vnode.state.privileges = try privileges(of: vnode.ino) }
         switch vnode.state.bytes {

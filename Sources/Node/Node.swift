@@ -179,7 +179,7 @@ public final class Node: Sendable {
                 root: root.path.string, volume: file.volume, node: file.node, name: file.name,
                 fileSystem: facts.uuid))
 
-        catalog = try Node.openCatalog(root.path, identity.node, store, logger)
+        catalog = try Node.openCatalog(root.path, identity.node, store, link, logger)
         let history = try Node.openHistory(root.path)
         let joined = try await Origin.adopt(
             origin, configuration, catalog, history, mesh, identity.node, file, logger)
@@ -233,7 +233,7 @@ public final class Node: Sendable {
     }
 
     private static func openCatalog(
-        _ root: FilePath, _ node: NodeID, _ store: Store, _ logger: Logger
+        _ root: FilePath, _ node: NodeID, _ store: Store, _ link: MeshLink, _ logger: Logger
     ) throws -> Catalog {
         var options = Catalog.Options(node: node)
         options.log = { logger.warning("catalog: \($0)") }
@@ -248,6 +248,7 @@ public final class Node: Sendable {
             logger.critical(
                 "the catalog could not be written; the volume is read-only here until the disk has room and the node was restarted"
             )
+            link.node?.running.withLock { $0.mount?.fileSystem }?.catalogFailed()
         }
         do {
             return try Catalog(path: root.appending("catalog.sqlite"), options: options)

@@ -80,6 +80,40 @@ extension EndToEnd {
             }
         }
 
+        @Test("When the catalog cannot be written any more, the kernel forgets what was lost")
+        func catalogFailure() async throws {
+            try await Workshop.open { workshop in
+                let host = try await Network(workshop).host()
+                let disk = try await Disk(workshop, "broken", .ext4(megabytes: 700))
+                let node = try NodeProcess("a", on: host, disk: disk)
+                try await node.create()
+                try await node.sh("mkdir kept; touch kept/{renamed,removed,open}; ls -l kept")
+                    .succeeded()
+                try await node.settle()
+                // As after an error of the disk: it is read-only from one moment to the next.
+                try await host.sh(
+                    """
+                    mount -o remount,errors=remount-ro "$1"
+                    echo 1 >/sys/fs/ext4/$(basename $(findmnt -no SOURCE "$1"))/trigger_fs_error
+                    """, disk.path
+                ).succeeded()
+                // Answered from memory, until the next COMMIT.
+                try await node.sh(
+                    "mkdir lost; chmod 700 kept; rm kept/removed; mv kept/renamed kept/new; ls -l . kept"
+                ).succeeded()
+                try await eventually("the catalog has failed", within: Bounds.command) {
+                    try await node.sh("mkdir more 2>&1 || true").output.contains("Read-only")
+                }
+                try await eventually("what was lost is forgotten", within: Bounds.command) {
+                    try await node.sh(
+                        "test ! -e lost; test $(stat -c %a kept) = 755; cat kept/{removed,renamed}; ls -l kept | grep removed"
+                    ).isSuccess
+                }
+                #expect(
+                    try await node.sh("{ echo >>kept/open; } 2>&1 || true").output.contains("Read-only"))
+            }
+        }
+
         private static func check(_ node: NodeProcess, _ ledger: String) async throws -> Int {
             let outcome = try await node.sh(
                 "while read -r i; do test \"$(<small/$i)\" = \"content $i\" || { echo lost $i; exit 1; }; done <\"$1\"; wc -l <\"$1\"",
