@@ -207,7 +207,7 @@ extension VolumeFileSystem {
     /// that.
     private func synchronizeCopy(_ staged: StagedFile) throws(Errno) {
         guard let file = staged.file else { throw .ioError }
-        do throws(StoreError) { try store.synchronizeStaging(file.descriptor) } catch {
+        do throws(StoreError) { try store.synchronizeStaging(staged.name, file.descriptor) } catch {
             try? store.removeStaging(staged.name)
             throw error.errno
         }

@@ -74,10 +74,28 @@ extension Store {
         }
     }
 
+    /// A sync of the file has failed. The kernel takes its pages for written all the same and may drop
+    /// them: another sync would say that they are on the disk. Only a copy can be published.
+    public func isDamaged(_ name: StagingName) -> Bool {
+        state.withLock { $0.damaged.contains(name) }
+    }
+
+    func synchronizeBytes(_ name: StagingName, _ file: CInt) throws(StoreError) {
+        guard !isDamaged(name) else { throw StoreError("fsync staging/\(name)", .ioError) }
+        do throws(StoreError) { try synchronize(file, "staging/\(name)") } catch {
+            state.withLock { _ = $0.damaged.insert(name) }
+            throw error
+        }
+    }
+
     /// The bytes written so far and the file's name are durable. The corresponding C function is
     /// `fsync`.
-    public func synchronizeStaging(_ file: FileDescriptor) throws(StoreError) {
-        try synchronize(file.rawValue, "staging file")
+    ///
+    /// - Throws: `StoreError`, from the first failure on.
+    public func synchronizeStaging(
+        _ name: StagingName, _ file: FileDescriptor
+    ) throws(StoreError) {
+        try synchronizeBytes(name, file.rawValue)
         let made = state.withLock { $0.stagingMade == $0.stagingDurable ? nil : $0.stagingMade }
         guard let made else { return }
         try staging.synchronize()
@@ -96,13 +114,16 @@ extension Store {
             defer { state.owedSyncs = [] }
             return state.owedSyncs
         }
-        if names.count >= Self.wholeDiskSyncFilesMin { return try synchronizeDisk() }
+        if names.count >= Self.wholeDiskSyncFilesMin {
+            // If it fails, it does not say which file is damaged.
+            do throws(StoreError) { return try synchronizeDisk() } catch {}
+        }
         var failure: StoreError?
         for name in names {
             do throws(StoreError) {
                 let file = try staging.openIfPresent(name.description, O_RDONLY)
                 // Else it was published or removed meanwhile.
-                if let file { try synchronizeStaging(FileDescriptor(rawValue: file.raw)) }
+                if let file { try synchronizeStaging(name, FileDescriptor(rawValue: file.raw)) }
             } catch { failure = failure ?? error }
         }
         if let failure { throw failure }
@@ -112,6 +133,7 @@ extension Store {
     public func removeStaging(_ name: StagingName) throws(StoreError) {
         try staging.remove(name.description)
         try staging.remove(splitName(name))
+        state.withLock { _ = $0.damaged.remove(name) }
     }
 
     /// Every staging file, in no order. Compare with the catalog at a start.

@@ -39,6 +39,8 @@ public final class Store: Sendable {
         var stagingDurable: UInt64 = 0
         /// To be synced by `synchronizeOwed`.
         var owedSyncs: Set<StagingName> = []
+        /// See `isDamaged`; at most the files in `staging/`.
+        var damaged: Set<StagingName> = []
         var facts: DiskAbilities?
     }
 

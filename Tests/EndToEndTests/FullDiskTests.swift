@@ -110,7 +110,8 @@ extension EndToEnd {
                     ).isSuccess
                 }
                 #expect(
-                    try await node.sh("{ echo >>kept/open; } 2>&1 || true").output.contains("Read-only"))
+                    try await node.sh("{ echo >>kept/open; } 2>&1 || true").output.contains(
+                        "Read-only"))
             }
         }
 
