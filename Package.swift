@@ -105,7 +105,7 @@ let adapterTests: [Target] = [
     tests("SwarmTests", ["Swarm", "Volume"]),
     tests("DiscoveryTests", ["Discovery"]),
     tests("MeshTests", ["Mesh", "Volume", system, crypto]),
-    tests("CatalogTests", ["Catalog", "Volume", "Simulation", system]),
+    tests("CatalogTests", ["Catalog", "Store", "Volume", "Simulation", system]),
     tests("StoreTests", ["Store", "Volume", system]),
     tests("MountTests", ["Mount"]),
     tests(

@@ -65,6 +65,9 @@ int64_t cstore_pwrite(int fd, const void *buffer, uint64_t size, uint64_t offset
 int cstore_lock(int fd) { RESULT(flock(fd, LOCK_EX | LOCK_NB)); }
 
 int cstore_allocate(int fd, uint64_t length) { RESULT(fallocate(fd, 0, 0, (off_t)length)); }
+int cstore_own(int fd, uint64_t length) {
+    RESULT(fallocate(fd, FALLOC_FL_KEEP_SIZE, 0, (off_t)length));
+}
 int cstore_punch(int fd, uint64_t offset, uint64_t length) {
     RESULT(fallocate(
         fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)offset, (off_t)length));

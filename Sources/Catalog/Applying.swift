@@ -25,7 +25,8 @@ public struct AppliedEffects: Hashable, Sendable {
     public var contents: Set<InodeNumber> = []
     /// Names that lead elsewhere now.
     public var entries: [EntryChange] = []
-    /// Pinned inodes that are linked nowhere now: to be reaped when they are closed.
+    /// Inodes that are linked nowhere now and kept: to be reaped when they are closed. What is being
+    /// written here has a `lostName`, to which publishing leads it back.
     public var orphaned: Set<InodeNumber> = []
     /// Inodes that are gone.
     public var removed: Set<InodeNumber> = []
@@ -54,18 +55,20 @@ extension Catalog {
     /// `applied`. If that throws, or the process dies before it, the rows of the chunks are orphans
     /// and applying again uses them.
     ///
-    /// - Parameter pinned: inodes that are open: kept when their last link goes.
+    /// - Parameter isPinned: whether an inode is open: then it is kept when its last link goes, as is
+    ///   one with a staging file. Called with the catalog's lock held; must not call the catalog.
     /// - Throws: `ApplyConflict`; EIO when the difference contradicts itself or the rows.
     public func apply(
-        _ difference: TreeDifference, commit: ObjectID, pinned: Set<InodeNumber>
+        _ difference: TreeDifference, commit: ObjectID,
+        isPinned: @escaping (InodeNumber) -> Bool
     ) throws -> AppliedEffects {
         let lastContent = try read { try $0.lastContentNumber() }
         let clock = ContinuousClock()
         var rest = difference
-        let newborn = try insertUnseen(&rest, clock)
+        let newborn = try insertUnseen(&rest, isPinned, clock)
         try fillUnseen(&rest, newborn: newborn, clock)
         return try perform { transaction in
-            var application = Application(transaction, pinned: pinned, newborn: newborn)
+            var application = Application(transaction, isPinned, newborn: newborn)
             var effects = try application.run(rest, commit: commit)
             let last = try transaction.lastContentNumber()
             if last > lastContent { effects.newContents = lastContent + 1...last }
@@ -75,7 +78,8 @@ extension Catalog {
 
     /// Inserts the inodes that there are no rows for, linked nowhere, and takes them out of `rest`.
     private func insertUnseen(
-        _ rest: inout TreeDifference, _ clock: ContinuousClock
+        _ rest: inout TreeDifference, _ isPinned: @escaping (InodeNumber) -> Bool,
+        _ clock: ContinuousClock
     ) throws -> Set<LineageID> {
         var newborn: Set<LineageID> = []
         let records = rest.records.values.compactMap(\.self).sorted { $0.id < $1.id }
@@ -83,7 +87,7 @@ extension Catalog {
         while index < records.count {
             let deadline = clock.now + Self.applyChunk
             try perform { transaction in
-                var application = Application(transaction)
+                var application = Application(transaction, isPinned)
                 repeat {
                     let record = records[index]
                     index += 1
@@ -114,7 +118,7 @@ extension Catalog {
         while index < entries.count {
             let deadline = clock.now + Self.applyChunk
             try perform { transaction in
-                var application = Application(transaction)
+                var application = Application(transaction) { _ in false }
                 repeat {
                     try application.set(entries[index].place, entries[index].link)
                     index += 1
@@ -137,7 +141,7 @@ extension Reader {
 /// the difference is either merged group by group, where the later stamp decides, or refused.
 struct Application {
     private let transaction: Transaction
-    private let pinned: Set<InodeNumber>
+    private let isPinned: (InodeNumber) -> Bool
     /// Inserted by the operations before this one.
     private let newborn: Set<LineageID>
     private var effects = AppliedEffects()
@@ -151,12 +155,12 @@ struct Application {
     private var replaced: [Place: (cookie: UInt64, change: Int)] = [:]
 
     init(
-        _ transaction: Transaction, pinned: Set<InodeNumber> = [],
+        _ transaction: Transaction, _ isPinned: @escaping (InodeNumber) -> Bool,
         newborn: Set<LineageID> = []
     ) {
         self.transaction = transaction
         self.newborn = newborn
-        self.pinned = pinned
+        self.isPinned = isPinned
     }
 
     mutating func run(
@@ -321,15 +325,27 @@ struct Application {
 
     /// The row of an inode that lost its last link.
     private mutating func drop(_ row: InodeRow) throws {
-        if pinned.contains(row.ino) {
-            effects.orphaned.insert(row.ino)
-            return
-        }
+        if try isKept(row.ino) { return try orphan(row.ino) }
         if row.kind == .file {
             droppedExtents.formUnion(try transaction.content(of: row.ino).extents)
         }
         try transaction.delete(row)
         effects.removed.insert(row.ino)
+    }
+
+    /// Whether the row outlives its last link: it is open, or bytes of it are nowhere else.
+    private func isKept(_ ino: InodeNumber) throws(Errno) -> Bool {
+        if isPinned(ino) { return true }
+        return try transaction.staging(of: ino) != nil
+    }
+
+    /// In this operation, so that a crash keeps the edit and the way back to its name together.
+    private mutating func orphan(_ ino: InodeNumber) throws(Errno) {
+        effects.orphaned.insert(ino)
+        guard try transaction.staging(of: ino) != nil,
+            let lost = effects.entries.first(where: { $0.before == ino })
+        else { return }
+        try transaction.setLostName(of: ino, LostName(parent: lost.parent, name: lost.name))
     }
 
     // MARK: - InodeRow numbers
@@ -340,7 +356,7 @@ struct Application {
         guard let other = try transaction.inode(record.ino) else { return record.ino }
         let theirs = (record.newestStamp, record.id)
         let ours = (try transaction.record(of: other).newestStamp, other.id)
-        if ours > theirs, !pinned.contains(other.ino) {
+        if ours > theirs, try !isKept(other.ino) {
             _ = try move(other, to: InodeNumber(rawValue: try transaction.nextIdentity()))
             try transaction.markDirty(other.id)
             return record.ino
@@ -353,12 +369,10 @@ struct Application {
     /// under the old one's id, or a renumbering.
     private mutating func renumber(_ row: InodeRow, to record: Record) throws -> InodeRow {
         if let other = try transaction.inode(record.ino) {
-            guard !other.isLinked, !pinned.contains(other.ino) else {
-                return row
-            }
+            guard try !other.isLinked && !isKept(other.ino) else { return row }
             try drop(other)
         }
-        guard !row.isDirectory, pinned.contains(row.ino) else {
+        guard try !row.isDirectory && isKept(row.ino) else {
             return try move(row, to: record.ino)
         }
         // Whoever has the old one open keeps it, as if it had been replaced by a rename.
@@ -374,7 +388,7 @@ struct Application {
             try transaction.writeXattr(new.ino, name, value)
         }
         try repoint(from: row.ino, to: new.ino)
-        effects.orphaned.insert(row.ino)
+        try orphan(row.ino)
         inserted.insert(new.ino)
         return new
     }

@@ -157,14 +157,30 @@ extension Transaction {
     public func setStaging(_ staging: Staging) throws(Errno) {
         try connection.run(
             """
-            INSERT OR REPLACE INTO staging VALUES(?1, ?2, ?3, ?4, ?5,
-                max(?6, coalesce((SELECT newborn FROM staging WHERE ino = ?1), 0)))
+            INSERT INTO staging(ino, name, stamp, node, overlay, newborn)
+            VALUES(?, ?, ?, ?, ?, ?)
+            ON CONFLICT DO UPDATE SET name = excluded.name, stamp = excluded.stamp,
+                node = excluded.node, overlay = excluded.overlay,
+                newborn = max(newborn, excluded.newborn)
             """, staging.ino, Array(staging.name.utf8), staging.base.time,
             try number(of: staging.base.node), staging.overlay, staging.isNewborn ? 1 : 0)
     }
 
+    /// Others may see the file: it was published, though its staging file stays.
+    public func endNewborn(_ ino: InodeNumber) throws(Errno) {
+        try connection.run("UPDATE staging SET newborn = 0 WHERE ino = ?", ino)
+    }
+
     public func clearStaging(_ ino: InodeNumber) throws(Errno) {
         try connection.run("DELETE FROM staging WHERE ino = ?", ino)
+    }
+
+    /// Of a file that is being written: the name that it has lost elsewhere; nil when it is linked
+    /// again.
+    func setLostName(of ino: InodeNumber, _ lost: LostName?) throws(Errno) {
+        try connection.run(
+            "UPDATE staging SET lost_parent = ?, lost_name = ? WHERE ino = ?", lost?.parent,
+            lost?.name, ino)
     }
 
     // MARK: - Extended attributes

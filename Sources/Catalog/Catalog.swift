@@ -24,6 +24,14 @@ public final class Catalog: Sendable {
         public var commitInterval: Duration = .milliseconds(50)
         /// Memory for pages of the writer connection; the reader's is a quarter.
         public var cacheBytes = 32 << 20
+        /// Gives a file the blocks of its first bytes without changing its size (`Store.own`); false:
+        /// it could not. Called on threads of the catalog.
+        public var own: @Sendable (UInt64, FileDescriptor) -> Bool = { _, _ in false }
+        /// Makes durable what rows lead to outside of the database and what no row may outlive: called
+        /// for every batch, after its COMMIT and before it is durable, on a thread of the catalog
+        /// with no lock held. (COMMIT alone leaves the rows in the page cache, which the kernel
+        /// writes back after many seconds.)
+        public var beforeDurable: @Sendable () -> Void = {}
         /// The disk is full: deletes the reserve file. Called with the catalog's lock held; must
         /// not call the catalog.
         public var releaseReserve: @Sendable () -> Void = {}
@@ -40,6 +48,7 @@ public final class Catalog: Sendable {
     private let groupCommit: GroupCommit
     private let checkpointer: Checkpointer
     private let durableReader: DurableReader
+    private let preallocation: Preallocation
 
     /// Opens or makes the database. One process at a time: the caller holds the root's lock.
     ///
@@ -60,13 +69,15 @@ public final class Catalog: Sendable {
 
         writer = try Writer(
             connection: Connection(queue: queue, log: options.log), options: options)
+        preallocation = try Preallocation(path: name, own: options.own)
         let moving = try DatabaseQueue(
             path: name, configuration: Self.configuration(options, cache: 1 << 20))
         checkpointer = Checkpointer(
             connection: try Connection(queue: moving, log: options.log), writer: writer,
-            options: options)
+            preallocation: preallocation, options: options)
         groupCommit = GroupCommit(
-            writer: writer, log: wal, checkpointer: checkpointer, options: options)
+            writer: writer, log: wal, checkpointer: checkpointer, preallocation: preallocation,
+            options: options)
         let reading = try DatabaseQueue(
             path: name,
             configuration: Self.configuration(
@@ -117,6 +128,7 @@ public final class Catalog: Sendable {
         checkpointer.stop()
         durableReader.close()
         writer.close()
+        preallocation.close()
     }
 
     // MARK: - Operations

@@ -17,6 +17,7 @@ final class Checkpointer: @unchecked Sendable {
     private var state = State()
     private let connection: Connection
     private let writer: Writer
+    private let preallocation: Preallocation
     private let options: Catalog.Options
     private var thread: WorkerThread?
 
@@ -26,9 +27,13 @@ final class Checkpointer: @unchecked Sendable {
     /// pause the log would never be empty, and so never start over. 128 MiB.
     static let framesHardMax: Int32 = 32768
 
-    init(connection: Connection, writer: Writer, options: Catalog.Options) {
+    init(
+        connection: Connection, writer: Writer, preallocation: Preallocation,
+        options: Catalog.Options
+    ) {
         self.connection = connection
         self.writer = writer
+        self.preallocation = preallocation
         self.options = options
     }
 
@@ -86,6 +91,7 @@ final class Checkpointer: @unchecked Sendable {
         if code != SQLITE_OK {
             options.log("\(SQLiteFailure(connection.handle, statement: nil))")
         }
+        preallocation.databaseMoved()
         gate.withLock {
             // Also after an error: the next attempt comes when the log has grown again.
             state.moved = code == SQLITE_OK ? max(moved, 0) : state.frames

@@ -201,6 +201,7 @@ extension Transaction {
         try writeEntry(directory, name, target, link.id, link.stamp, cookie: cookie)
         guard var child = try inode(target) else { throw .ioError }
         let before = child
+        if !child.isLinked { try setLostName(of: target, nil) }
         child.linkCount += child.isDirectory ? 2 : 1
         if child.isDirectory { child.parent = directory }
         try setLinks(child, before, in: directory, subdirectories: child.isDirectory ? 1 : 0)

@@ -26,6 +26,7 @@ final class GroupCommit: @unchecked Sendable {
     private let writer: Writer
     private let log: FileDescriptor
     private let checkpointer: Checkpointer
+    private let preallocation: Preallocation
     private let options: Catalog.Options
     private var thread: WorkerThread?
 
@@ -34,11 +35,13 @@ final class GroupCommit: @unchecked Sendable {
 
     /// - Parameter log: of the file `-wal`; closed by `stop`.
     init(
-        writer: Writer, log: FileDescriptor, checkpointer: Checkpointer, options: Catalog.Options
+        writer: Writer, log: FileDescriptor, checkpointer: Checkpointer,
+        preallocation: Preallocation, options: Catalog.Options
     ) {
         self.writer = writer
         self.log = log
         self.checkpointer = checkpointer
+        self.preallocation = preallocation
         self.options = options
     }
 
@@ -122,6 +125,7 @@ final class GroupCommit: @unchecked Sendable {
             do throws(Errno) {
                 let (operation, frames) = try endBatch()
                 finish(durable: operation)
+                preallocation.logGrew(to: frames)
                 checkpointer.logGrew(to: frames)
             } catch {
                 finishFailed()
@@ -147,6 +151,7 @@ final class GroupCommit: @unchecked Sendable {
 
     private func endBatch() throws(Errno) -> (operation: UInt64, frames: Int32) {
         let result = try writer.endBatch()
+        options.beforeDurable()
         // The errno is read before anything else is called.
         if fdatasync(log.rawValue) != 0 {
             let error = Errno(rawValue: errno)

@@ -134,6 +134,13 @@ public struct Staging: Hashable, Sendable {
     }
 }
 
+/// What led to a file that was removed elsewhere while it was being written here: the edit outlives
+/// the removal, and publishing gives it a name again.
+public struct LostName: Hashable, Sendable {
+    public var parent: InodeNumber
+    public var name: FileName
+}
+
 /// One entry of a directory listing.
 public struct DirectoryEntry<Target: Sendable>: Sendable {
     /// Pass it as `after` to continue behind this entry.

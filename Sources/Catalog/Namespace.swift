@@ -101,6 +101,7 @@ extension Transaction {
         try insertEntry(directory, name, ino, nextLinkID(), stamp, cookie: try cookie())
         try entriesChanged(directory, stamp, now)
         let after = try relink(before, to: before.linkCount + 1, now)
+        if !before.isLinked { try setLostName(of: ino, nil) }
         try markDirty(after.id)
         return after
     }
@@ -139,15 +140,16 @@ extension Transaction {
         return try relink(before, to: 0, now)
     }
 
-    /// Deletes an inode that is linked nowhere and that nobody has open; false: it has links (again)
-    /// or is gone already. Its extents are no longer referenced by it.
+    /// Deletes an inode that is linked nowhere and that nobody has open; false: it has links (again),
+    /// is to have a name again when it is published, or is gone already. Its extents are no longer
+    /// referenced by it.
     ///
     /// A directory that is linked nowhere and has entries is left from an `apply` that a crash
     /// interrupted; its entries lose their link and become orphans themselves.
     @discardableResult
     public func reap(_ ino: InodeNumber) throws(Errno) -> Bool {
         guard let inode = try inode(ino) else { return false }
-        guard !inode.isLinked else { return false }
+        guard !inode.isLinked, try lostName(of: ino) == nil else { return false }
         if inode.isDirectory {
             for entry in try list(ino, after: 0, limit: .max) {
                 try detach(ino, entry.name, entry.target.ino)

@@ -247,13 +247,26 @@ public class Reader {
             isNewborn: row.int64(5) != 0)
     }
 
+    public func lostName(of ino: InodeNumber) throws(Errno) -> LostName? {
+        try connection.first(
+            """
+            SELECT lost_parent, lost_name FROM staging WHERE ino = ? AND lost_name IS NOT NULL
+            """, ino
+        ) { row throws(Errno) in
+            guard let name = FileName(row.bytes(1)) else { throw .ioError }
+            return LostName(parent: InodeNumber(rawValue: row.uint64(0)), name: name)
+        }
+    }
+
     /// Inodes that are linked nowhere: at a start, what a crash left open or half applied. Later also
     /// what is open, and what an `apply` under way has not linked yet: reap from this list at a start
-    /// alone.
+    /// alone. An edit that outlives a removal elsewhere is none of them.
     public func orphans(limit: Int) throws(Errno) -> [InodeNumber] {
         try connection.all(
             """
-            SELECT ino FROM inode WHERE nlink = 0 OR (kind = 2 AND parent IS NULL) LIMIT ?
+            SELECT ino FROM inode i WHERE (nlink = 0 OR (kind = 2 AND parent IS NULL))
+            AND NOT EXISTS(SELECT 1 FROM staging s WHERE s.ino = i.ino AND s.lost_name IS NOT NULL)
+            LIMIT ?
             """, limit
         ) { row in InodeNumber(rawValue: row.uint64(0)) }
     }

@@ -28,7 +28,7 @@ enum Schema {
         }
     }
 
-    private static let migrations = [namespace + contents + history, unreferenced]
+    private static let migrations = [namespace + contents + history, unreferenced, lostNames]
 
     private static let namespace = """
         CREATE TABLE inode(
@@ -153,5 +153,11 @@ enum Schema {
         CREATE TRIGGER extent_made AFTER INSERT ON extent BEGIN
             DELETE FROM unreferenced WHERE content = NEW.content;
         END;
+        """
+
+    private static let lostNames = """
+        -- What led to the file before it was removed elsewhere; set while it is linked nowhere.
+        ALTER TABLE staging ADD COLUMN lost_parent INTEGER;
+        ALTER TABLE staging ADD COLUMN lost_name BLOB;
         """
 }

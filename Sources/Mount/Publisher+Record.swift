@@ -5,12 +5,18 @@ import Volume
 
 // The last step: the catalog's row gets the content.
 extension Publisher {
+    private enum Standing {
+        case linked
+        /// It had no name any more and was given one.
+        case revived
+        case unlinked
+    }
+
     /// What the row became, and what else changed.
     private struct Recorded {
         let inode: CatalogInode
         var effects = VolumeChange()
-        /// It had no name any more and was given one.
-        var isRevived = false
+        var standing: Standing
     }
 
     /// Records the content, gives the vnode its new state and the queue its entry back.
@@ -24,13 +30,12 @@ extension Publisher {
             let facts = try facts(of: staged)
             let recorded: Recorded
             do {
-                recorded = try record(candidate, content, facts, vnode.state.lostNames)
+                recorded = try record(candidate, content, facts)
             } catch Errno.noSuchFileOrDirectory {
                 // Removed since it was looked at: it is submitted again if it gets a name.
                 return nil
             }
             vnodes.record(vnode)
-            vnode.state.lostNames = []
             if candidate.isCopy {
                 vnode.state.copied = candidate.facts
                 return (recorded, [])
@@ -40,7 +45,11 @@ extension Publisher {
         if candidate.isCopy { try? store.removeStaging(candidate.name) }
         guard let (recorded, waiting) = result else { return unpin(vnode) }
         for waiter in waiting { waiter.proceed(nil) }
-        if recorded.isRevived { vnodes.linked(vnode.ino) }
+        switch recorded.standing {
+        case .linked: break
+        case .revived: vnodes.linked(vnode.ino)
+        case .unlinked: unlinked(vnode.ino)
+        }
         published(content.extents)
         if !recorded.effects.entries.isEmpty { notify(recorded.effects) }
         if candidate.isCopy {
@@ -93,7 +102,7 @@ extension Publisher {
     // MARK: In the catalog
 
     private func record(
-        _ candidate: Candidate, _ content: Content, _ facts: FileFacts, _ lostNames: [LostName]
+        _ candidate: Candidate, _ content: Content, _ facts: FileFacts
     ) throws -> Recorded {
         let ino = candidate.vnode.ino
         return try catalog.perform { tx in
@@ -107,7 +116,8 @@ extension Publisher {
                 }
                 try tx.setContentState(extent, .stored, at: Monotonic.wallMilliseconds)
             }
-            var recorded = Recorded(inode: before)
+            let standing: Standing = before.isLinked ? .linked : .unlinked
+            var recorded = Recorded(inode: before, standing: standing)
             let present = try tx.content(of: ino)
             if present != content || before.modified != facts.modified {
                 if before.contentStamp != staging.base, before.contentStamp.node != tx.node,
@@ -120,17 +130,20 @@ extension Publisher {
                 recorded = Recorded(
                     inode: try tx.setContent(
                         ino, content, modified: facts.modified, now: changed),
-                    effects: recorded.effects)
+                    effects: recorded.effects, standing: standing)
             }
-            if !before.isLinked {
-                try revive(ino, lostNames, tx, &recorded.effects)
-                recorded.isRevived = true
+            // Opened for writing and not changed, it stays removed.
+            if !before.isLinked, present != content {
+                try revive(ino, tx, &recorded.effects)
+                recorded.standing = .revived
             }
-            // Both end its being a newborn: a copy is a version that others may see.
-            try tx.clearStaging(ino)
             if candidate.isCopy {
                 try tx.setStaging(
                     Staging(ino: ino, name: staging.name, base: recorded.inode.contentStamp))
+                // A copy is a version that others may see.
+                try tx.endNewborn(ino)
+            } else {
+                try tx.clearStaging(ino)
             }
             return recorded
         }
@@ -162,10 +175,9 @@ extension Publisher {
     /// Removed elsewhere while it was edited here: the edit survives, under the name that it had,
     /// or, when the directory went too, in the top directory.
     private func revive(
-        _ ino: InodeNumber, _ names: [LostName], _ tx: Transaction,
-        _ effects: inout VolumeChange
+        _ ino: InodeNumber, _ tx: Transaction, _ effects: inout VolumeChange
     ) throws {
-        guard let lost = names.first else { throw Errno.noSuchFileOrDirectory }
+        guard let lost = try tx.lostName(of: ino) else { throw Errno.noSuchFileOrDirectory }
         let parent = try tx.inode(lost.parent)?.isLinked == true ? lost.parent : .root
         var name = lost.name
         if try tx.child(named: name, in: parent) {

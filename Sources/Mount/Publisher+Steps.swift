@@ -32,6 +32,8 @@ extension Publisher {
         case record(Candidate, Extent)
         /// It was being split when that failed, or when an earlier run ended.
         case split(Candidate, Publication)
+        /// What was written to it may not be on the disk.
+        case repair(Candidate)
         /// It was opened for writing, and nothing was written.
         case discard
     }
@@ -54,7 +56,10 @@ extension Publisher {
                     // A version from elsewhere may have come: the mount looks.
                     notify(VolumeChange(contents: [entry.item.ino]))
                     unpin(entry.item)
+                case .repair(let candidate): try repair(candidate)
                 case .record(let candidate, let extent):
+                    // The crash or the error that it was left by may have come before this.
+                    try store.synchronizeNames(of: [extent.root])
                     try finish(candidate, .extents([extent]), milliseconds: 0)
                 case .publish(let candidate):
                     if let hashed = try begin(candidate) { objects.append(hashed) }
@@ -102,9 +107,11 @@ extension Publisher {
         let now = Monotonic.milliseconds
         let due = vnode.state.publishing.due
         if !entry.isHurried, due > now { return .later(milliseconds: due - now, .quiet) }
-        let isLinked = try catalog.read { try $0.inode(vnode.ino)?.isLinked } == true
+        let hasName = try catalog.read { reader in
+            try reader.inode(vnode.ino)?.isLinked == true || reader.lostName(of: vnode.ino) != nil
+        }
         // It goes when it is closed, or is submitted again when it gets a name.
-        guard isLinked || !vnode.state.lostNames.isEmpty else { return .none }
+        guard hasName else { return .none }
         let file = SharedDescriptor(try store.openStaging(staged.name, .read))
         let facts = try store.facts(of: file.descriptor)
         let cancellation = Cancellation()
@@ -131,8 +138,39 @@ extension Publisher {
             try discard(vnode, staged)
             return .discard
         }
+        if store.isDamaged(staged.name) {
+            guard vnode.state.isInUse else { return .repair(candidate) }
+            return .later(milliseconds: Self.failureRetryMilliseconds, .failed)
+        }
         vnode.state.hashing = cancellation
         return .publish(candidate)
+    }
+
+    /// A file that could not be synced is read once more, into one that can be. Nobody has it open, who
+    /// would go on with the old one.
+    private func repair(_ candidate: Candidate) throws {
+        let vnode = candidate.vnode
+        let copy = try copied(candidate)
+        do {
+            try store.setModified(copy.file.descriptor, candidate.facts.modified)
+            try store.synchronizeStaging(copy.name, copy.file.descriptor)
+            try vnode.locked {
+                guard !isOutdated(candidate), !vnode.state.isInUse else { throw Errno.resourceBusy }
+                try catalog.perform { tx in
+                    guard var staging = try tx.staging(of: vnode.ino) else {
+                        throw Errno.noSuchFileOrDirectory
+                    }
+                    staging.name = "\(copy.name)"
+                    try tx.setStaging(staging)
+                }
+                vnode.state.bytes = .staging(StagedFile(name: copy.name))
+            }
+        } catch {
+            try? store.removeStaging(copy.name)
+            throw error
+        }
+        removeWhenDurable(candidate.name)
+        postpone(candidate.entry, milliseconds: 0, .quiet)
     }
 
     /// Where leases cannot tell, the kernel was not given the file: all writes came by the daemon.
@@ -208,7 +246,10 @@ extension Publisher {
     // MARK: Objects
 
     private func publishObjects(_ objects: [Hashed]) {
-        let together = objects.count >= Self.wholeDiskSyncFilesMin
+        publishObjects(objects, together: objects.count >= Self.wholeDiskSyncFilesMin)
+    }
+
+    private func publishObjects(_ objects: [Hashed], together: Bool) {
         var prepared: [(Hashed, PreparedObject)] = []
         for hashed in objects {
             attempt(hashed.candidate) {
@@ -219,11 +260,8 @@ extension Publisher {
         }
         if together {
             do throws(StoreError) { try store.synchronizeDisk() } catch {
-                for (hashed, object) in prepared {
-                    store.discard(object)
-                    attempt(hashed.candidate) { throw error }
-                }
-                return
+                for (_, object) in prepared { store.discard(object) }
+                return publishObjects(prepared.map(\.0), together: false)
             }
         }
         var linked: [Hashed] = []

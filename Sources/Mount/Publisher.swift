@@ -68,8 +68,8 @@ public final class Publisher: @unchecked Sendable {
             ino: ino, number: stagingNumber.wrappingAdd(1, ordering: .relaxed).newValue)
     }
 
-    /// Inodes that the kernel or a descriptor holds.
-    public var heldInodes: Set<InodeNumber> { vnodes.held }
+    /// Whether the kernel, a descriptor or an unpublished version holds the inode.
+    public func holds(_ ino: InodeNumber) -> Bool { vnodes.holds(ino) }
 
     /// Called when publishing changed names, as an apply would.
     func setObserver(_ body: @escaping @Sendable (VolumeChange) -> Void) {
@@ -186,8 +186,13 @@ public final class Publisher: @unchecked Sendable {
         if vnodes.unpin(vnode) { reap(vnode.ino) }
     }
 
+    /// An inode lost its last name: when nobody holds it, it goes.
+    public func unlinked(_ ino: InodeNumber) {
+        if vnodes.unlinked(ino) { reap(ino) }
+    }
+
     /// Nothing holds the inode any more: if it has no name left, it goes.
-    public func reap(_ ino: InodeNumber) {
+    func reap(_ ino: InodeNumber) {
         do {
             let staging = try catalog.perform { tx -> String? in
                 let staging = try tx.staging(of: ino)?.name

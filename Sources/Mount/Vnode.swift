@@ -185,8 +185,6 @@ struct VnodeState {
     /// Its bytes are on their way into several objects, and the staging file has holes: nobody
     /// opens it (`waiting` is set) until that is done.
     var split: Publication?
-    /// Names that it lost elsewhere while it was unpublished here: an edit outlives a removal.
-    var lostNames: [LostName] = []
 
     var isInUse: Bool { opens > 0 || writers > 0 || waiting != nil }
 
@@ -217,11 +215,6 @@ struct Waiter {
 
     /// It was interrupted and may not happen any more.
     var isGone: Bool { reply.isAnswered }
-}
-
-struct LostName: Hashable {
-    let parent: InodeNumber
-    let name: FileName
 }
 
 /// When a file is published again: after a quiet time, so that one that is closed and opened over

@@ -116,8 +116,10 @@ final class VnodeTable: Sendable {
             recordings.wrappingAdd(1, ordering: .sequentiallyConsistent).newValue
     }
 
-    /// Inodes that the kernel or a descriptor holds, older versions included.
-    var held: Set<InodeNumber> { state.withLock { Set($0.families.keys) } }
+    var all: [Vnode] { state.withLock { $0.nodes.values.map(\.vnode) } }
+
+    /// Whether there is a vnode of the inode, of an older version perhaps.
+    func holds(_ ino: InodeNumber) -> Bool { state.withLock { $0.families[ino] != nil } }
 
     private func reference(_ ino: InodeNumber, _ count: (inout Entry) -> Void) -> Vnode {
         state.withLock { state in

@@ -8,8 +8,6 @@ struct VolumeChange {
     var attributes: Set<InodeNumber> = []
     /// Names that lead elsewhere now.
     var entries: [AppliedEffects.EntryChange] = []
-    /// Inodes that are held and have no name any more.
-    var orphaned: Set<InodeNumber> = []
 
     init(contents: Set<InodeNumber> = []) { self.contents = contents }
 
@@ -17,7 +15,6 @@ struct VolumeChange {
         contents = effects.contents
         attributes = effects.attributes
         entries = effects.entries
-        orphaned = effects.orphaned
     }
 
     /// A new name of an inode, in a directory.

@@ -101,7 +101,9 @@ extension VolumeFileSystem {
     ) {
         do throws(Errno) {
             if let handle = handles.handle(handle), handle.writes {
-                do { try catalog.commitBatch() } catch { throw errno(error, "close") }
+                try commitBatch("close")
+                let staged = handle.vnode.locked { handle.vnode.state.staged }
+                if let staged, store.isDamaged(staged.name) { throw .ioError }
             }
             reply.empty()
         } catch { reply.error(error) }
@@ -148,6 +150,6 @@ extension VolumeFileSystem {
             // Published, and so on the disk, since the caller looked.
             return
         }
-        try store.synchronizeStaging(file.descriptor)
+        try store.synchronizeStaging(staged.name, file.descriptor)
     }
 }

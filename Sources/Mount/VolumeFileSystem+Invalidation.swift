@@ -64,7 +64,6 @@ extension VolumeFileSystem {
             news.add(parent.nodeid, withPages: true)
         }
         send(news)
-        for ino in effects.orphaned { orphaned(ino, effects) }
     }
 
     /// An open file keeps its version under its nodeid, the name gets a new one. What is being
@@ -91,31 +90,31 @@ extension VolumeFileSystem {
         send(news)
     }
 
+    /// The catalog has failed: its rows are those of its last COMMIT, and the kernel may remember what
+    /// came after that. It asks anew; what is not in the rows any more is ESTALE, and then looked up.
+    public func catalogFailed() {
+        var news = Invalidation()
+        for vnode in vnodes.all {
+            let isOpen = vnode.locked { vnode.state.opens > 0 }
+            news.add(vnode.nodeid, withPages: !isOpen)
+            addNames(of: vnode.ino, to: &news)
+        }
+        send(news)
+    }
+
     private func markSuperseded(_ vnode: Vnode, _ news: inout Invalidation) {
         vnode.state.isSuperseded = true
         vnodes.supersede(vnode)
+        addNames(of: vnode.ino, to: &news)
+    }
+
+    private func addNames(of ino: InodeNumber, to news: inout Invalidation) {
         let links =
-            (try? query("invalidate") { reader throws(Errno) in
-                try reader.links(of: vnode.ino)
-            }) ?? []
+            (try? query("invalidate") { reader throws(Errno) in try reader.links(of: ino) }) ?? []
         for link in links {
             guard let parent = vnodes.current(link.parent) else { continue }
             news.names.insert(.init(parent: parent.nodeid, name: link.name.bytes))
         }
-    }
-
-    /// An open inode lost its last name elsewhere. If it is being written here, the edit outlives
-    /// the removal: publishing gives it a name again.
-    private func orphaned(_ ino: InodeNumber, _ effects: VolumeChange) {
-        if let vnode = vnodes.current(ino) {
-            vnode.locked {
-                guard vnode.state.staged?.isUnpublished == true else { return }
-                vnode.state.lostNames = effects.entries.filter { $0.before == ino }.map {
-                    LostName(parent: $0.parent, name: $0.name)
-                }
-            }
-        }
-        if vnodes.unlinked(ino) { publisher.reap(ino) }
     }
 
     // MARK: Sending

@@ -1,6 +1,7 @@
 import Catalog
 public import FUSE
 import Glibc
+import Store
 import SystemPackage
 import Volume
 
@@ -129,12 +130,24 @@ extension VolumeFileSystem {
             let oldName = try mutableName(name, in: source)
             let newName = try mutableName(newName, in: target)
             let outcome = try perform("rename") { tx throws(Errno) in
-                try tx.rename(source.ino, oldName, to: target.ino, newName, mode, now: .now)
+                let outcome = try tx.rename(
+                    source.ino, oldName, to: target.ino, newName, mode, now: .now)
+                if outcome.displaced != nil, let moved = outcome.moved { try oweSync(moved, tx) }
+                return outcome
             }
             changed()
             if let displaced = outcome.displaced { unlinked(displaced) }
             reply.empty()
         } catch { reply.error(error) }
+    }
+
+    /// What takes the place of another file must be on the disk when that is gone from there: many
+    /// programs write a new version, without fsync, and rename it.
+    private func oweSync(_ inode: Inode, _ tx: Transaction) throws(Errno) {
+        guard inode.kind == .file, let staging = try tx.staging(of: inode.ino),
+            let name = StagingName(staging.name)
+        else { return }
+        store.oweSync(name)
     }
 
     public func link(
@@ -164,7 +177,7 @@ extension VolumeFileSystem {
 
     /// An inode lost a name: when it was the last and nobody holds it, it goes.
     private func unlinked(_ inode: Inode) {
-        if inode.linkCount == 0, vnodes.unlinked(inode.ino) { publisher.reap(inode.ino) }
+        if inode.linkCount == 0 { publisher.unlinked(inode.ino) }
     }
 
     /// A file without a name got its first: what was closed before is published now.

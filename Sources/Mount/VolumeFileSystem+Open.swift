@@ -228,7 +228,12 @@ extension VolumeFileSystem {
         var id: Int32 = 0
         switch try mode(of: vnode) {
         case .passthrough(let backing, let opens):
-            if throughDaemon { try serveFromDaemon(vnode) }
+            if throughDaemon {
+                try serveFromDaemon(vnode)
+            } else if writes {
+                // The writer may outlive this process: the row that names its file must too.
+                try commitBatch("open for writing")
+            }
             vnode.state.mode = .passthrough(backing: backing, opens: opens + 1)
             if writes { vnode.state.pageCacheIsStale = true }
             flags = throughDaemon ? [.passthrough, .directIO] : .passthrough

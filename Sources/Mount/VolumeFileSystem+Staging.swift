@@ -28,6 +28,8 @@ extension VolumeFileSystem {
     /// - Parameter keeping: how many of the present bytes the writer needs; 0 for a truncation.
     /// - Returns: false when that takes time; `state.waiting` then holds who is to be called.
     func acquireStaging(_ vnode: Vnode, keeping: UInt64) throws(Errno) -> Bool {
+        // What would be written now could not be published any more.
+        guard !catalog.hasFailed else { throw .readOnlyFileSystem }
         try load(vnode)
         if vnode.state.writers == 0 { vnode.state.privileges = try privileges(of: vnode.ino) }
         switch vnode.state.bytes {
@@ -48,8 +50,9 @@ extension VolumeFileSystem {
             if keeping == 0 { try empty(staged, vnode) }
             return true
         case .inline(let bytes):
-            let staged = try newStaging(vnode.ino)
+            let staged = try keeping == 0 ? newStaging(vnode.ino) : newCopy(vnode.ino)
             try write(Array(bytes.prefix(Int(clamping: keeping))), to: staged)
+            store.oweSync(staged.name)
             // A truncation counts as a change even of what is empty.
             try adopt(
                 staged, vnode, keepsTime: keeping > 0 && keeping >= UInt64(bytes.count))
@@ -129,11 +132,14 @@ extension VolumeFileSystem {
         guard UInt64(range.count) <= Self.immediateCopyBytesMax || sharesBlocks else {
             prepare(vnode) { cancellation in
                 let staged = try self.copied(vnode, file, range, cancellation)
+                try self.synchronizeCopy(staged)
                 try self.adoptPrepared(staged, vnode, isWhole: isWhole)
             }
             return false
         }
-        try adopt(try copied(vnode, file, range), vnode, keepsTime: isWhole)
+        let staged = try copied(vnode, file, range)
+        store.oweSync(staged.name)
+        try adopt(staged, vnode, keepsTime: isWhole)
         beginWriting(vnode)
         return true
     }
@@ -145,7 +151,6 @@ extension VolumeFileSystem {
     func newStaging(
         _ ino: InodeNumber, modified: Volume.Timestamp? = nil
     ) throws(Errno) -> StagedFile {
-        guard !options.isFull() else { throw .noSpace }
         let name = publisher.stagingName(for: ino)
         do throws(StoreError) {
             let file = SharedDescriptor(try store.createStaging(name))
@@ -155,6 +160,13 @@ extension VolumeFileSystem {
             try? store.removeStaging(name)
             throw error.errno
         }
+    }
+
+    /// A staging file for older bytes. Refused while the disk is about to be full, other than an empty
+    /// one: what is truncated to nothing makes room.
+    private func newCopy(_ ino: InodeNumber) throws(Errno) -> StagedFile {
+        guard !options.isFull() else { throw .noSpace }
+        return try newStaging(ino)
     }
 
     func openStaged(_ staged: StagedFile, writing: Bool) throws(Errno) -> SharedDescriptor {
@@ -189,7 +201,7 @@ extension VolumeFileSystem {
         _ vnode: Vnode, _ file: SharedDescriptor, _ range: Range<UInt64>,
         _ cancellation: Cancellation? = nil
     ) throws(Errno) -> StagedFile {
-        let staged = try newStaging(vnode.ino)
+        let staged = try newCopy(vnode.ino)
         guard let target = staged.file else { throw .ioError }
         do throws(StoreError) {
             try store.clone(
@@ -202,8 +214,20 @@ extension VolumeFileSystem {
         }
     }
 
+    /// A large copy: to sync it with a batch of the catalog would hold up everybody who waits for
+    /// that.
+    private func synchronizeCopy(_ staged: StagedFile) throws(Errno) {
+        guard let file = staged.file else { throw .ioError }
+        do throws(StoreError) { try store.synchronizeStaging(staged.name, file.descriptor) } catch {
+            try? store.removeStaging(staged.name)
+            throw error.errno
+        }
+    }
+
     /// From now on the staging file is the inode's bytes, in the catalog too. Under the vnode's
-    /// lock. When it fails the file is removed.
+    /// lock. When it fails the file is removed. A copy of older bytes is synced already or owed
+    /// (`Store.oweSync`): else a power cut would leave the row with a copy that never got to the
+    /// disk.
     private func adopt(
         _ staged: StagedFile, _ vnode: Vnode, keepsTime: Bool
     ) throws(Errno) {
@@ -357,6 +381,7 @@ extension VolumeFileSystem {
                 self.finishPreparation(vnode) { cancellation in
                     if let failure { throw failure }
                     let staged = try self.joined(vnode, needed, keeping: keeping, cancellation)
+                    try self.synchronizeCopy(staged)
                     try self.adoptPrepared(staged, vnode, isWhole: isWhole)
                 }
             }
@@ -366,7 +391,7 @@ extension VolumeFileSystem {
     private func joined(
         _ vnode: Vnode, _ extents: [ExtentBytes], keeping: UInt64, _ cancellation: Cancellation
     ) throws -> StagedFile {
-        let staged = try newStaging(vnode.ino)
+        let staged = try newCopy(vnode.ino)
         do {
             guard let target = staged.file else { throw Errno.ioError }
             for part in extents {

@@ -229,6 +229,11 @@ public final class VolumeFileSystem: FileSystem {
         do { return try catalog.perform(body) } catch { throw errno(error, what) }
     }
 
+    /// What was performed survives a kill of this process from now on.
+    func commitBatch(_ what: StaticString) throws(Errno) {
+        do { try catalog.commitBatch() } catch { throw errno(error, what) }
+    }
+
     /// As `perform`, for what takes room: refused while the disk is about to be full.
     func performMaking<T>(
         _ what: StaticString, _ body: (Transaction) throws(Errno) -> T

@@ -119,7 +119,7 @@ extension Node {
     /// What came from elsewhere is in the catalog: the kernel forgets what it remembers of it.
     func applied(_ effects: AppliedEffects) {
         running.withLock { $0.mount?.fileSystem }?.invalidate(effects)
-        for ino in effects.orphaned { logger.trace("inode \(ino.rawValue) lives on while open") }
+        for ino in effects.orphaned { publisher.unlinked(ino) }
         replicator.poke()
     }
 

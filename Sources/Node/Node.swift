@@ -188,7 +188,7 @@ public final class Node: Sendable {
                 root: root.path.string, volume: file.volume, node: file.node, name: file.name,
                 fileSystem: facts.uuid))
 
-        catalog = try Node.openCatalog(root.path, identity.node, store, logger)
+        catalog = try Node.openCatalog(root.path, identity.node, store, link, logger)
         let history = try Node.openHistory(root.path)
         let joined = try await Origin.adopt(
             origin, configuration, catalog, history, mesh, identity.node, file, logger)
@@ -249,15 +249,22 @@ public final class Node: Sendable {
     }
 
     private static func openCatalog(
-        _ root: FilePath, _ node: NodeID, _ store: Store, _ logger: Logger
+        _ root: FilePath, _ node: NodeID, _ store: Store, _ link: MeshLink, _ logger: Logger
     ) throws -> Catalog {
         var options = Catalog.Options(node: node)
         options.log = { logger.warning("catalog: \($0)") }
+        options.own = { Store.own($0, of: $1) }
+        options.beforeDurable = {
+            do { try store.synchronizeOwed() } catch {
+                logger.error("files that are being written could not be synced: \(error)")
+            }
+        }
         options.releaseReserve = { _ = try? store.releaseReserve() }
         options.onFailure = {
             logger.critical(
                 "the catalog could not be written; the volume is read-only here until the disk has room and the node was restarted"
             )
+            link.node?.running.withLock { $0.mount?.fileSystem }?.catalogFailed()
         }
         do {
             return try Catalog(path: root.appending("catalog.sqlite"), options: options)
@@ -306,12 +313,12 @@ public final class Node: Sendable {
             Timeline.Hooks(
                 announce: { mesh.pokeAll() },
                 applied: { [weak self] in self?.applied($0) },
-                pinned: { publisher.heldInodes },
+                isPinned: { publisher.holds($0) },
                 rank: { mesh.peers.filter { $0.isOnline && $0.node < identity.node }.count }))
         space.start()
-        timeline.start()
+        // First of all: what a crash left is known to it before anything from elsewhere is applied.
         try publisher.start()
-        try reapOrphans()
+        timeline.start()
         do {
             if let (path, isMissing) = mountPoint { try mount(path, isMissing) }
             let replication = Task { [replicator] in await replicator.run() }
@@ -337,12 +344,6 @@ public final class Node: Sendable {
             await stop()
             throw error
         }
-    }
-
-    /// What a crash left open and unlinked.
-    private func reapOrphans() throws {
-        let orphans = try catalog.read { try $0.orphans(limit: 100_000) }
-        for ino in orphans { publisher.reap(ino) }
     }
 
     private func mount(_ path: FilePath, _ isMissing: Bool) throws {
@@ -378,8 +379,9 @@ public final class Node: Sendable {
             let session = try Session(
                 fileSystem: fileSystem, channel: channel, options: sessionOptions)
             fileSystem.session = session
-            try session.start(threads: Self.readerThreads)
+            // Before the first request: what is applied from then on the kernel has to hear of.
             running.withLock { $0.mount = (path, isMissing, session, fileSystem) }
+            try session.start(threads: Self.readerThreads)
         } catch {
             if isMissing { rmdir(path.string) }
             throw NodeError("\(error)")

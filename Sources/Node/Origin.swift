@@ -153,7 +153,7 @@ enum Origin {
             let tree = try history.graph.tree(of: head)
             let settings = try VolumeTree(reading: tree, from: history).settings
             let change = try difference(from: nil, to: tree, source: history)
-            _ = try catalog.apply(change, commit: head, pinned: [])
+            _ = try catalog.apply(change, commit: head) { _ in false }
             try catalog.perform { tx in
                 try tx.setSettings(settings)
                 try tx.describe(node, as: description)

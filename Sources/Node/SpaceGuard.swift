@@ -7,7 +7,8 @@ import Synchronization
 /// must always be able to say what was answered.
 ///
 /// Passthrough writers fill the disk behind the node's back. Between two looks at most so much
-/// metadata can be made as the store's reserve holds, which the catalog is given in that case.
+/// metadata can be made as the catalog owns blocks for in advance, and then as the store's reserve
+/// holds, which the catalog is given in that case. Without a reserve the disk is full.
 final class SpaceGuard: Sendable {
     /// Kept free, or a sixteenth of a small disk.
     static let freeBytesMin: UInt64 = 256 << 20
@@ -41,13 +42,11 @@ final class SpaceGuard: Sendable {
 
     private func look() {
         guard let free = try? store.freeBytes() else { return }
-        if isFull {
-            // Well above the line, and the reserve is there again.
-            guard free > minimum * 2 + Store.reserveBytes, (try? store.createReserve()) != nil
-            else { return }
-            full.store(false, ordering: .relaxed)
-        } else if free < minimum {
-            full.store(true, ordering: .relaxed)
-        }
+        let isReserved =
+            (try? store.hasReserve()) == true
+            || free > minimum * 2 + Store.reserveBytes && (try? store.createReserve()) == true
+        // Once full, only well above the line no longer.
+        let line = isFull ? minimum * 2 : minimum
+        full.store(!isReserved || free < line, ordering: .relaxed)
     }
 }

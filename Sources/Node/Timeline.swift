@@ -72,7 +72,7 @@ final class Timeline: Sendable {
         /// Rows changed by what came from elsewhere.
         var applied: @Sendable (AppliedEffects) -> Void = { _ in }
         /// Inodes that are open: their rows stay when the last link goes.
-        var pinned: @Sendable () -> Set<InodeNumber> = { [] }
+        var isPinned: @Sendable (InodeNumber) -> Bool = { _ in false }
         /// This node's rank among the online ones.
         var rank: @Sendable () -> Int = { 0 }
     }
@@ -555,8 +555,8 @@ final class Timeline: Sendable {
         let change = try difference(
             from: graph.tree(of: applied), to: graph.tree(of: commit), source: history)
         do {
-            let pinned = hooks.withLock { $0.pinned }()
-            let effects = try catalog.apply(change, commit: commit, pinned: pinned)
+            let isPinned = hooks.withLock { $0.isPinned }
+            let effects = try catalog.apply(change, commit: commit, isPinned: isPinned)
             try catalog.flush()
             hooks.withLock { $0.applied }(effects)
             state.withLock { $0.conflicts = 0 }

@@ -1,7 +1,7 @@
 import CStore
 import Glibc
 import Synchronization
-import SystemPackage
+public import SystemPackage
 import Volume
 
 /// What the disk under a root is and has.
@@ -135,12 +135,23 @@ extension Store {
     /// Bytes held back so that a catalog on a full disk can still finish a transaction.
     public static let reserveBytes: UInt64 = 64 << 20
 
+    /// Gives a file the blocks of its first bytes, also those behind its end, and keeps its size.
+    ///
+    /// - Returns: false when the disk has no room, or cannot do this.
+    public static func own(_ bytes: UInt64, of file: FileDescriptor) -> Bool {
+        cstore_own(file.rawValue, bytes) == 0
+    }
+
+    public func hasReserve() throws(StoreError) -> Bool {
+        try root.status("reserve")?.size ?? 0 >= Self.reserveBytes
+    }
+
     /// Makes the reserve file when it is missing or short.
     ///
     /// - Returns: false when the disk has no room for it.
     public func createReserve() throws(StoreError) -> Bool {
+        if try hasReserve() { return true }
         let file = try root.open("reserve", O_RDWR | O_CREAT)
-        if try FileStatus(of: file.raw).size >= Self.reserveBytes { return true }
         do throws(StoreError) {
             let result = cstore_allocate(file.raw, Self.reserveBytes)
             if result < 0 {

@@ -21,8 +21,10 @@ public enum LinkOutcome: Hashable, Sendable {
 // Publishing in steps, for a caller that decides between them and that keeps the staging name
 // until its own records are durable: prepare, sync, link, sync names.
 extension Store {
-    /// - Parameter synchronizing: false when the caller calls `synchronizeDisk` before `link`.
-    /// - Throws: `StoreError`; `.wrongLength` when the file is not as long as what was hashed.
+    /// - Parameter synchronizing: false when the caller calls `synchronizeDisk` before `link`; if that
+    ///   fails, only preparing each file again says which one is damaged.
+    /// - Throws: `StoreError`; `.wrongLength` when the file is not as long as what was hashed; EIO
+    ///   when it is damaged.
     public func prepareObject(
         _ name: StagingName, _ hashed: HashedExtent, synchronizing: Bool
     ) throws(StoreError) -> PreparedObject {
@@ -31,7 +33,7 @@ extension Store {
             throw StoreError("publish \(name)", .wrongLength)
         }
         if synchronizing {
-            try synchronize(file.raw, "staging/\(name)")
+            try synchronizeBytes(name, file.raw)
         } else {
             // Not an error if it fails: syncfs waits for everything anyway.
             _ = cstore_start_writing(file.raw)

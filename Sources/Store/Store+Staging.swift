@@ -74,20 +74,66 @@ extension Store {
         }
     }
 
+    /// A sync of the file has failed. The kernel takes its pages for written all the same and may drop
+    /// them: another sync would say that they are on the disk. Only a copy can be published.
+    public func isDamaged(_ name: StagingName) -> Bool {
+        state.withLock { $0.damaged.contains(name) }
+    }
+
+    func synchronizeBytes(_ name: StagingName, _ file: CInt) throws(StoreError) {
+        guard !isDamaged(name) else { throw StoreError("fsync staging/\(name)", .ioError) }
+        do throws(StoreError) { try synchronize(file, "staging/\(name)") } catch {
+            state.withLock { _ = $0.damaged.insert(name) }
+            throw error
+        }
+    }
+
     /// The bytes written so far and the file's name are durable. The corresponding C function is
     /// `fsync`.
-    public func synchronizeStaging(_ file: FileDescriptor) throws(StoreError) {
-        try synchronize(file.rawValue, "staging file")
+    ///
+    /// - Throws: `StoreError`, from the first failure on.
+    public func synchronizeStaging(
+        _ name: StagingName, _ file: FileDescriptor
+    ) throws(StoreError) {
+        try synchronizeBytes(name, file.rawValue)
         let made = state.withLock { $0.stagingMade == $0.stagingDurable ? nil : $0.stagingMade }
         guard let made else { return }
         try staging.synchronize()
         state.withLock { $0.stagingDurable = max($0.stagingDurable, made) }
     }
 
+    /// The next `synchronizeOwed` makes the file durable: for what takes the place of older, durable
+    /// bytes, before the row that says so is durable. Bounded by what one batch of rows names.
+    public func oweSync(_ name: StagingName) {
+        state.withLock { _ = $0.owedSyncs.insert(name) }
+    }
+
+    /// - Throws: `StoreError`: the first failure, after all were tried.
+    public func synchronizeOwed() throws(StoreError) {
+        let names = state.withLock { state in
+            defer { state.owedSyncs = [] }
+            return state.owedSyncs
+        }
+        if names.count >= Self.wholeDiskSyncFilesMin {
+            // If it fails, it does not say which file is damaged.
+            do throws(StoreError) { return try synchronizeDisk() } catch {}
+        }
+        var failure: StoreError?
+        for name in names {
+            do throws(StoreError) {
+                let file = try staging.openIfPresent(name.description, O_RDONLY)
+                // Else it was published or removed meanwhile.
+                if let file { try synchronizeStaging(name, FileDescriptor(rawValue: file.raw)) }
+            } catch { failure = failure ?? error }
+        }
+        if let failure { throw failure }
+    }
+
     /// Removes the file and what a split left of it; nothing happens when it is missing.
     public func removeStaging(_ name: StagingName) throws(StoreError) {
         try staging.remove(name.description)
         try staging.remove(splitName(name))
+        state.withLock { _ = $0.damaged.remove(name) }
     }
 
     /// Every staging file, in no order. Compare with the catalog at a start.

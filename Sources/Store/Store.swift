@@ -37,6 +37,10 @@ public final class Store: Sendable {
         /// Staging files made so far, and how many of them had a durable name.
         var stagingMade: UInt64 = 0
         var stagingDurable: UInt64 = 0
+        /// To be synced by `synchronizeOwed`.
+        var owedSyncs: Set<StagingName> = []
+        /// See `isDamaged`; at most the files in `staging/`.
+        var damaged: Set<StagingName> = []
         var facts: DiskAbilities?
     }
 

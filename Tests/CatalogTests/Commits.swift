@@ -42,7 +42,7 @@ func pull(
 ) throws -> AppliedEffects {
     let base = try catalog.read { try $0.applied() }
     let difference = try difference(from: base, to: commit, source: objects)
-    return try catalog.apply(difference, commit: commit, pinned: pinned)
+    return try catalog.apply(difference, commit: commit, isPinned: pinned.contains)
 }
 
 func commitOfNothing() throws -> CommitOutcome {

@@ -1,6 +1,7 @@
 import Catalog
 import Foundation
 import Glibc
+import Store
 import Synchronization
 import SystemPackage
 import Testing
@@ -18,11 +19,23 @@ struct DiskFullTests {
         try #require(process.terminationStatus == 0)
     }
 
-    private func withSmallDisk(_ body: (String) throws -> Void) throws {
+    private func withSmallDisk(
+        megabytes: Int = 8, _ kind: String = "tmpfs", _ body: (String) throws -> Void
+    ) throws {
         try withDirectory { directory in
-            try run("/bin/mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", directory)
-            defer { try? run("/bin/umount", "-l", directory) }
-            try body(directory)
+            let mount = directory + "/mount"
+            try FileManager.default.createDirectory(
+                atPath: mount, withIntermediateDirectories: false)
+            if kind == "tmpfs" {
+                try run("/bin/mount", "-t", kind, "-o", "size=\(megabytes)m", kind, mount)
+            } else {
+                let image = directory + "/image"
+                try run("/bin/truncate", "-s", "\(megabytes)M", image)
+                try run("/sbin/mkfs.\(kind)", "-q", image)
+                try run("/bin/mount", "-o", "loop", image, mount)
+            }
+            defer { try? run("/bin/umount", "-l", mount) }
+            try body(mount)
         }
     }
 
@@ -82,6 +95,33 @@ struct DiskFullTests {
             #expect(throws: Errno.ioError) { try catalog.flush() }
             // Reads go on, with what is durable.
             #expect(try catalog.names().count == 100)
+        }
+    }
+
+    /// A disk on which somebody else has written the last block, for as long as a log takes to start
+    /// over several times.
+    @Test(arguments: ["tmpfs", "ext4"])
+    func theCatalogNeedsNoNewBlocksOnAFullDisk(kind: String) throws {
+        try withSmallDisk(megabytes: 128, kind) { disk in
+            let releases = Mutex(0)
+            var options = options()
+            options.own = { Store.own($0, of: $1) }
+            options.releaseReserve = { releases.withLock { $0 += 1 } }
+            let catalog = try openCatalog(disk, options)
+            defer { catalog.close() }
+            try makeRoot(catalog)
+            try catalog.flush()
+            try fill(disk + "/fill")
+            let value = Array(repeating: UInt8(7), count: 60_000)
+            for round in 0..<1500 {
+                try catalog.perform { try $0.setMeta("k\(round % 8)", value) }
+                if round < 500 { try catalog.make("f\(round)") }
+                if round % 4 == 0 { try catalog.flush() }
+            }
+            try catalog.flush()
+            #expect(!catalog.hasFailed)
+            #expect(try catalog.names().count == 500)
+            #expect(releases.withLock { $0 } == 0)
         }
     }
 

@@ -110,6 +110,49 @@ struct RoundTripTests {
         }
     }
 
+    /// An open for writing, as the mount notes it.
+    private func beginWriting(_ inode: InodeRow, in catalog: Catalog) throws {
+        try catalog.perform {
+            try $0.setStaging(
+                Staging(ino: inode.ino, name: "\(inode.ino).1", base: inode.contentStamp))
+        }
+    }
+
+    @Test func whatIsBeingWrittenOutlivesItsRemovalElsewhere() throws {
+        try withTwo { a, b, objects in
+            let removed = try a.make("removed")
+            let replaced = try a.make("replaced")
+            _ = try pull(commit(a, objects), into: b, objects)
+            for inode in [removed, replaced] { try beginWriting(inode, in: b) }
+            let text = try name("removed")
+            _ = try a.perform { try $0.unlink(.root, text, now: time(2)) }
+            try a.make("tmp")
+            try a.move("tmp", to: "replaced")
+            // Nobody says that they are open: after a crash nobody could.
+            let effects = try pull(commit(a, objects), into: b, objects)
+            #expect(effects.orphaned == [removed.ino, replaced.ino])
+            #expect(effects.removed.isEmpty)
+            for (inode, lost) in [(removed, "removed"), (replaced, "replaced")] {
+                #expect(try b.get(inode.ino).linkCount == 0)
+                #expect(try b.read { try $0.staging(of: inode.ino) } != nil)
+                let name = try b.read { try $0.lostName(of: inode.ino) }
+                #expect(name?.name.description == lost)
+                #expect(name?.parent == .root)
+                #expect(try b.perform { try $0.reap(inode.ino) } == false)
+                // Written again after that, it is still to come back.
+                try beginWriting(inode, in: b)
+                #expect(try b.read { try $0.lostName(of: inode.ino) } == name)
+            }
+            #expect(try b.read { try $0.orphans(limit: 5) }.isEmpty)
+            // With a name it is a file like any other.
+            _ = try b.perform { try $0.link(removed.ino, .root, text, now: time(3)) }
+            _ = try b.perform { try $0.unlink(.root, text, now: time(4)) }
+            #expect(try b.read { try $0.lostName(of: removed.ino) } == nil)
+            #expect(try b.read { try $0.orphans(limit: 5) } == [removed.ino])
+            #expect(try b.perform { try $0.reap(removed.ino) })
+        }
+    }
+
     @Test func aSaveDuringTheCommitStaysDirty() throws {
         try withTwo { a, b, objects in
             let old = try a.make("doc")
@@ -203,9 +246,9 @@ struct RoundTripTests {
             // As if the process had died before the last step: everything but what is visible.
             var part = whole
             part.places = part.places.filter { $0.key.directory != .root }
-            _ = try b.apply(part, commit: tip, pinned: [])
+            _ = try b.apply(part, commit: tip) { _ in false }
             #expect(try b.names().isEmpty)
-            _ = try b.apply(whole, commit: tip, pinned: [])
+            _ = try b.apply(whole, commit: tip) { _ in false }
             try expectSame(a, b)
         }
     }
@@ -218,7 +261,7 @@ struct RoundTripTests {
             let tip = try commit(a, objects)
             var part = try difference(from: nil, to: tip, source: objects)
             part.places = part.places.filter { $0.key.directory != .root }
-            _ = try b.apply(part, commit: tip, pinned: [])
+            _ = try b.apply(part, commit: tip) { _ in false }
             try reapAll(b)
             #expect(try dump(b).count == 1)
             #expect(try b.read { try $0.inode(id: d.id) } == nil)
@@ -242,7 +285,7 @@ struct RoundTripTests {
                     mode: Stamped(0o644, stamp), owner: Stamped(.root, stamp))
                 change.places[Place(directory: .root, name: try name("far\(milliseconds)"))] =
                     Link(id: LinkID(rawValue: milliseconds), stamp: stamp, target: id)
-                _ = try b.apply(change, commit: commit(a, objects), pinned: [])
+                _ = try b.apply(change, commit: commit(a, objects)) { _ in false }
                 let (far, near) = (
                     try b.find("far\(milliseconds)"), try b.find("local\(milliseconds)")
                 )

@@ -48,5 +48,16 @@ final class Disk: Sendable {
         }
     }
 
+    /// Goes back to what had been written to the disk by this moment, as a power cut would.
+    ///
+    /// - Precondition: it has an image; the body ends whoever uses it.
+    func losePower(_ end: () async throws -> Void) async throws {
+        try await Shell.run(["cp", "--sparse=always", image, "\(image).cut"]).succeeded()
+        try await end()
+        try await Shell.run(["umount", "-l", path]).succeeded()
+        try await Shell.run(["mv", "\(image).cut", image]).succeeded()
+        try await mount()
+    }
+
     func unmount() async throws { try await Shell.run(["umount", path]).succeeded() }
 }

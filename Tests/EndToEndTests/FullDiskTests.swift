@@ -47,6 +47,74 @@ extension EndToEnd {
             }
         }
 
+        @Test("The reserve is there again as soon as there is room; without it only room is made")
+        func reserve() async throws {
+            try await Workshop.open { workshop in
+                let host = try await Network(workshop).host()
+                let disk = try await Disk(workshop, "small", .ext4(megabytes: 400))
+                let node = try NodeProcess("a", on: host, disk: disk)
+                try await node.create()
+                try await node.sh("head -c 1M /dev/urandom >large; seq 100 >small").succeeded()
+                try await node.settle()
+                let reserve = "\(node.root)/reserve"
+                func hasReserve() -> Bool { access(reserve, F_OK) == 0 }
+                // As the catalog gives it away.
+                unlink(reserve)
+                try await eventually("it is there again", within: Bounds.command) { hasReserve() }
+                try await host.sh(
+                    "cd \"$1\"; fallocate -l $(($(df --output=avail -B1M . | tail -1) - 32))M filler; rm .db/reserve",
+                    disk.path
+                ).succeeded()
+                try await eventually("nothing new is made", within: Bounds.command) {
+                    try await !node.sh("mktemp -p .").isSuccess
+                }
+                #expect(!hasReserve())
+                #expect(try await !node.sh("echo more >>large").isSuccess)
+                try await node.sh(">large; echo less >small; rm large").succeeded()
+                unlink("\(disk.path)/filler")
+                try await eventually("it is there again", within: Bounds.command) { hasReserve() }
+                try await eventually("writing goes on", within: Bounds.command) {
+                    try await node.sh("echo new >new").isSuccess
+                }
+                #expect(try await node.sh("cat small new").output == "less\nnew\n")
+            }
+        }
+
+        @Test("When the catalog cannot be written any more, the kernel forgets what was lost")
+        func catalogFailure() async throws {
+            try await Workshop.open { workshop in
+                let host = try await Network(workshop).host()
+                let disk = try await Disk(workshop, "broken", .ext4(megabytes: 700))
+                let node = try NodeProcess("a", on: host, disk: disk)
+                try await node.create()
+                try await node.sh("mkdir kept; touch kept/{renamed,removed,open}; ls -l kept")
+                    .succeeded()
+                try await node.settle()
+                // As after an error of the disk: it is read-only from one moment to the next.
+                try await host.sh(
+                    """
+                    mount -o remount,errors=remount-ro "$1"
+                    echo 1 >/sys/fs/ext4/$(basename $(findmnt -no SOURCE "$1"))/trigger_fs_error
+                    """, disk.path
+                ).succeeded()
+                // Answered from memory, until the next COMMIT.
+                try await node.sh(
+                    "mkdir lost; chmod 700 kept; rm kept/removed; mv kept/renamed kept/new; ls -l . kept"
+                ).succeeded()
+                try await eventually("the catalog has failed", within: Bounds.command) {
+                    try await node.sh("mkdir more 2>&1 || true").output.contains("Read-only")
+                }
+                try await eventually("what was lost is forgotten", within: Bounds.command) {
+                    try await node.sh(
+                        "test ! -e lost; test $(stat -c %a kept) = 755; cat kept/{removed,renamed}; ls -l kept | grep removed"
+                    ).isSuccess
+                }
+                #expect(
+                    try await node.sh("{ echo >>kept/open; } 2>&1 || true").output.contains(
+                        "Read-only"))
+            }
+        }
+
         private static func check(_ node: NodeProcess, _ ledger: String) async throws -> Int {
             let outcome = try await node.sh(
                 "while read -r i; do test \"$(<small/$i)\" = \"content $i\" || { echo lost $i; exit 1; }; done <\"$1\"; wc -l <\"$1\"",

@@ -123,6 +123,35 @@ extension EndToEnd {
             }
         }
 
+        @Test("What a program writes that opened its files just before kill -9 is not lost")
+        func openJustBeforeCrash() async throws {
+            try await Workshop.open { workshop in
+                let host = try await Network(workshop).host()
+                let a = try NodeProcess("a", on: host)
+                try await a.create()
+                try await a.sh("echo old >file").succeeded()
+                try await a.settle()
+                let pid = try #require(a.pid)
+                let flag = "\(workshop.directory)/written"
+                let writer = try host.spawn(
+                    Shell.bash(
+                        """
+                        cd "$1"; exec 3>>file 4>new; kill -9 $2; sleep 0.5; echo late >&3; echo late >&4
+                        touch "$3"; exec sleep 60
+                        """, [a[""], "\(pid)", flag]),
+                    log: "\(workshop.directory)/writer.log")
+                try await eventually("it has written", within: Bounds.command) {
+                    access(flag, F_OK) == 0
+                }
+                _ = try await a.exited(within: Bounds.reaped)
+                try await a.start()
+                writer.send(SIGKILL)
+                _ = try await writer.wait(Bounds.command)
+                #expect(try await a.sh("cat file").output == "old\nlate\n")
+                #expect(try await a.sh("cat new").output == "late\n")
+            }
+        }
+
         @Test("A write by a program that outlived the node never changes a published object")
         func writeAfterCrash() async throws {
             try await Workshop.open { workshop in

@@ -66,7 +66,7 @@ import Volume
         let file = try store.createStaging(name)
         defer { try? file.close() }
         try file.writeAll(pattern(10))
-        try store.synchronizeStaging(file)
+        try store.synchronizeStaging(name, file)
         #expect(disk.mode("staging/7.1") == 0o600)
         let again = #expect(throws: StoreError.self) { try store.createStaging(name) }
         #expect(again?.errno == .fileExists)
@@ -246,6 +246,44 @@ import Volume
         }
         #expect(refused?.errno == .noSpace)
         #expect(disk.names(in: "tmp").isEmpty)
+    }
+
+    @Test func aFileThatCouldNotBeSyncedIsNeverTakenForDurable() throws {
+        // A disk in a file whose own disk becomes full: its writes fail when the kernel makes them.
+        let outer = try TestDisk(.tmpfs, megabytes: 48)
+        let (image, mount) = (outer.root + "/image", outer.root + "/mount")
+        try run("truncate", "-s", "256M", image)
+        try run("mkfs.ext4", "-q", "-O", "^has_journal", image)
+        mkdir(mount, 0o700)
+        try run("mount", "-o", "loop", image, mount)
+        defer { try? run("umount", "-l", mount) }
+        mkdir(mount + "/root", 0o700)
+        let store = try Store(root: mount + "/root")
+        let bytes = pattern(1 << 20)
+        let names = [StagingName(1, 1), StagingName(1, 2)]
+        for name in names { try store.stage(name, bytes) }
+        let filler = outer.root + "/filler"
+        #expect(throws: TestDisk.Failure.self) { try run("fallocate", "-l", "64M", filler) }
+        try? run("dd", "if=/dev/zero", "of=" + filler, "bs=64k", "status=none")
+        let file = try store.openStaging(names[0], .read)
+        defer { try? file.close() }
+        #expect(throws: StoreError.self) { try store.synchronizeStaging(names[0], file) }
+        #expect(store.isDamaged(names[0]))
+        // The disk is well again, and the kernel has forgotten.
+        unlink(filler)
+        #expect(throws: StoreError.self) { try store.synchronizeStaging(names[0], file) }
+        let hashed = Merkle.hash(bytes)
+        #expect(throws: StoreError.self) {
+            try store.prepareObject(names[0], hashed, synchronizing: true)
+        }
+        // A copy of what is in memory still is as good as it was.
+        let copy = try store.createStaging(StagingName(1, 3))
+        defer { try? copy.close() }
+        try store.clone(from: file, to: copy, range: 0..<UInt64(bytes.count))
+        try store.synchronizeStaging(StagingName(1, 3), copy)
+        try store.discard(store.prepareObject(StagingName(1, 3), hashed, synchronizing: true))
+        try store.removeStaging(names[0])
+        #expect(!store.isDamaged(names[0]))
     }
 
     @Test func aSmallReserveHelpsAFullDisk() throws {

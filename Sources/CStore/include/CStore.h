@@ -41,6 +41,8 @@ int cstore_lock(int fd);
 
 /* fallocate(2), mode 0. */
 int cstore_allocate(int fd, uint64_t length);
+/* fallocate(2) of the first bytes, FALLOC_FL_KEEP_SIZE. */
+int cstore_own(int fd, uint64_t length);
 /* fallocate(2), FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE. */
 int cstore_punch(int fd, uint64_t offset, uint64_t length);
 /* lseek(2), SEEK_DATA and SEEK_HOLE. */
