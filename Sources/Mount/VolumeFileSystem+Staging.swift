@@ -317,6 +317,7 @@ extension VolumeFileSystem {
             vnode.locked { supersede(vnode) }
             throw Errno.staleNFSFileHandle
         }
+        // On the preparation queue, whose threads may wait.
         let done = DispatchSemaphore(value: 0)
         remote.letGo(of: extent) { done.signal() }
         if done.wait(timeout: .now() + Self.letGoSeconds) == .timedOut {
