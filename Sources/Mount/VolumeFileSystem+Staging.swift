@@ -351,7 +351,7 @@ extension VolumeFileSystem {
             vnode.locked { supersede(vnode) }
             throw Errno.staleNFSFileHandle
         }
-        // Waits on a thread of the preparation queue, which is there for that.
+        // On the preparation queue, whose threads may wait.
         let done = DispatchSemaphore(value: 0)
         remote.letGo(of: extent) { done.signal() }
         if done.wait(timeout: .now() + Self.letGoSeconds) == .timedOut {

@@ -87,6 +87,10 @@ extension EndToEnd {
                 try await c.sh("rm file1; echo new >tmp; mv tmp file2; rm file3").succeeded()
                 try await a.sees("file1", false)
                 try await a.sees("file3", false)
+                // What was made open is committed when it is published: later, perhaps.
+                try await eventually("the replacement has come", within: Bounds.visible) {
+                    try await a.sh("cat file2").output == "new\n"
+                }
                 try await a.kill9()
                 _ = try workshop.write("", to: "end")
                 _ = try await writer.wait(Bounds.command)
