@@ -169,7 +169,7 @@ extension Publisher {
             try? store.removeStaging(copy.name)
             throw error
         }
-        removeWhenDurable(candidate.name)
+        removeWhenDurable(StagedFile(name: candidate.name))
         postpone(candidate.entry, milliseconds: 0, .quiet)
     }
 

@@ -75,7 +75,7 @@ final class Disk: Sendable {
             try disk.fetch(head, from: other)
             let change = try difference(
                 from: nil, to: disk.history.graph.tree(of: head), source: disk.history)
-            _ = try disk.catalog.apply(change, commit: head, pinned: [])
+            _ = try disk.catalog.apply(change, commit: head, isPinned: { _ in false })
             try disk.catalog.flush()
             try disk.history.setHead(head)
             disk.catalog.close()
