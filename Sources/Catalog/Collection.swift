@@ -68,6 +68,17 @@ extension Transaction {
             """, before)
     }
 
+    /// An object that no file got: it is here, and unreferenced from now on.
+    public func abandon(_ extent: Extent, at now: UInt64) throws(Errno) {
+        guard try content(extent.root)?.state ?? .absent == .absent else { return }
+        try setContentState(extent, .cached, at: now)
+        try connection.run(
+            """
+            INSERT OR IGNORE INTO unreferenced SELECT number, 0, NULL FROM content c
+            WHERE root = ? AND NOT EXISTS(SELECT 1 FROM extent e WHERE e.content = c.number)
+            """, extent.root)
+    }
+
     /// Marks content that is to go, unless a file has it.
     ///
     /// - Returns: false when it stays.

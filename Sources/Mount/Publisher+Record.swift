@@ -43,7 +43,10 @@ extension Publisher {
             return (recorded, settle(vnode, staged, recorded.inode, content, milliseconds))
         }
         if candidate.isCopy { try? store.removeStaging(candidate.name) }
-        guard let (recorded, waiting) = result else { return unpin(vnode) }
+        guard let (recorded, waiting) = result else {
+            abandon(content.extents)
+            return unpin(vnode)
+        }
         for waiter in waiting { waiter.proceed(nil) }
         switch recorded.standing {
         case .linked: break
@@ -58,6 +61,17 @@ extension Publisher {
         } else {
             unpin(vnode)
         }
+    }
+
+    /// Became objects for a file that is written to again, or gone: the collector shall know of them.
+    private func abandon(_ extents: [Extent]) {
+        do {
+            try catalog.perform { tx in
+                for extent in extents where try store.objectLength(extent.root) == extent.length {
+                    try tx.abandon(extent, at: Monotonic.wallMilliseconds)
+                }
+            }
+        } catch { logger.warning("noting objects that no file has: \(error)") }
     }
 
     private func facts(of staged: StagedFile) throws(StoreError) -> FileFacts {

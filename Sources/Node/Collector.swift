@@ -28,6 +28,8 @@ final class Collector: Sendable {
     static let strayMilliseconds: UInt64 = 3600 * 1000
     static let forgottenAfterMilliseconds: UInt64 = 90 * 24 * 3600 * 1000
     static let batchMax = 64
+    /// Objects looked up at once in the sweep of a start.
+    static let sweepMax = 512
     /// Room that is made ahead of writers: a twentieth of the disk, or so much if that is more; of
     /// a small disk a tenth.
     static let headroomBytes: UInt64 = 4 << 30
@@ -68,6 +70,7 @@ final class Collector: Sendable {
         var round = 0
         while !Task.isCancelled {
             do {
+                if round == 0 { try await Blocking.run(.content) { [self] in try sweep() } }
                 let needsRoom = try await Blocking.run { [self] in try lacksRoom() }
                 if needsRoom || round % Self.roundsPerLook == 0 {
                     try await collect(needingRoom: needsRoom)
@@ -75,6 +78,27 @@ final class Collector: Sendable {
             } catch { logger.error("collecting old content: \(error)") }
             round += 1
             try? await Task.sleep(for: Self.interval)
+        }
+    }
+
+    /// Objects that the catalog does not know: a kill came between their name and their row.
+    private func sweep() throws {
+        var found: [Extent] = []
+        try store.forEachObject { (root, length) throws(StoreError) in
+            if try !store.isUnfinished(root) { found.append(Extent(root: root, length: length)) }
+            return true
+        }
+        for start in stride(from: 0, to: found.count, by: Self.sweepMax) {
+            let part = found[start..<min(start + Self.sweepMax, found.count)]
+            let unknown = try catalog.read { reader in
+                try part.filter { try (reader.content($0.root)?.state ?? .absent) == .absent }
+            }
+            guard !unknown.isEmpty else { continue }
+            try catalog.perform { tx in
+                for extent in unknown where try store.objectLength(extent.root) == extent.length {
+                    try tx.abandon(extent, at: Monotonic.wallMilliseconds)
+                }
+            }
         }
     }
 
@@ -129,8 +153,9 @@ final class Collector: Sendable {
     }
 
     private func drop(_ extent: Extent) async throws {
-        let isMarked = try await Blocking.run { [catalog, surroundings] in
+        let isMarked = try await Blocking.run { [catalog, store, surroundings] in
             guard
+                try !store.isUnfinished(extent.root),
                 try catalog.perform({
                     try $0.beginDropping(extent, at: Monotonic.wallMilliseconds)
                 })

@@ -86,6 +86,11 @@ extension Store {
         }
     }
 
+    /// The object's file has another name: it is still being published or fetched.
+    public func isUnfinished(_ root: ContentRoot) throws(StoreError) -> Bool {
+        try fanOut(root).status("\(root)").map { $0.links > 1 } ?? false
+    }
+
     /// Takes the object's name away at once; its bytes go with `removeWithdrawn`. Whoever has it
     /// open keeps it. What a crash leaves between is removed by the next start.
     ///

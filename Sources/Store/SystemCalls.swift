@@ -42,6 +42,7 @@ struct FileStatus {
     let size: UInt64
     let blocks512: UInt64
     let mode: UInt32
+    let links: UInt64
 
     init(_ status: cstore_stat) {
         device = status.device
@@ -49,6 +50,7 @@ struct FileStatus {
         size = status.size
         blocks512 = status.blocks512
         mode = status.mode
+        links = UInt64(status.links)
     }
 
     init(of file: CInt) throws(StoreError) {

@@ -109,7 +109,10 @@ import Testing
         }
         #expect(await eventually { nodes[2].addresses(of: nodes[0]).contains("10.9.0.1") })
         #expect(nodes[2].discovery.advertisements.count == 1)
-        #expect(nodes[0].discovery.advertisements.map(\.node) == [nodes[2].node])
+        #expect(
+            await eventually {
+                nodes[0].discovery.advertisements.map(\.node) == [nodes[2].node]
+            })
         nodes[0].discovery.stop()
         #expect(await eventually { nodes[2].addresses(of: nodes[0]).contains("10.9.0.2") })
         for node in nodes { node.discovery.stop() }
