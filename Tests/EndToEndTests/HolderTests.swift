@@ -126,6 +126,7 @@ extension EndToEnd {
                 )
                 .succeeded()
                 try await c.sees("small")
+                try await c.sees("file")
                 let read = try await Self.meet(workshop, c) {
                     try await a.kill9()
                     try await c.sh("test \"$(cat small)\" = small; echo own >own; cat own")

@@ -39,7 +39,10 @@ extension EndToEnd {
                 let (one, two) = (try await network.host(), try await network.host())
                 let capture = "\(workshop.directory)/capture"
                 let tcpdump = try two.spawn(
-                    ["tcpdump", "-i", "eth0", "-s", "0", "-U", "-Z", "root", "-w", capture],
+                    [
+                        "tcpdump", "-i", "eth0", "-s", "0", "-B", "32768", "-U", "-Z", "root", "-w",
+                        capture,
+                    ],
                     log: "\(workshop.directory)/tcpdump.log")
                 try await eventually("tcpdump listens", within: Bounds.command) {
                     FileBytes.text("\(workshop.directory)/tcpdump.log").contains("listening")
