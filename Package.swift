@@ -110,7 +110,8 @@ let adapterTests: [Target] = [
     tests("MountTests", ["Mount"]),
     tests(
         "NodeTests", ["Node", "Mount", "Catalog", "History", "Mesh", "Volume", system, logging]),
-    tests("EndToEndTests", ["delugefs"]),
+    .target(name: "CModel", path: "Tests/CModel", cSettings: strictC),
+    tests("EndToEndTests", ["delugefs", "Simulation", "CModel"]),
     tests("HygieneTests", []),
 ]
 

@@ -236,7 +236,7 @@ extension VolumeFileSystem {
             guard !vnode.state.isSuperseded else { throw .staleNFSFileHandle }
             let inode = try nameStaging(vnode, staged.name)
             if keepsTime, let file = staged.file {
-                staged.original = try keepTime(of: inode, file)
+                staged.original = try keepTime(of: inode, vnode.state.staged, file)
             }
         } catch {
             try? store.removeStaging(staged.name)
@@ -249,10 +249,17 @@ extension VolumeFileSystem {
     }
 
     /// Opening for writing alone changes no modification time.
+    ///
+    /// - Parameter replaced: what is sealed the row does not have yet: neither does it know the
+    ///   time, nor may it go on with what it has when nothing is written.
     private func keepTime(
-        of inode: Inode, _ file: SharedDescriptor
+        of inode: Inode, _ replaced: StagedFile?, _ file: SharedDescriptor
     ) throws(Errno) -> FileFacts? {
         do throws(StoreError) {
+            if case .sealed(_, let sealed) = replaced?.phase {
+                try store.setModified(file.descriptor, sealed.modified)
+                return nil
+            }
             try store.setModified(file.descriptor, inode.modified)
             let facts = try store.facts(of: file.descriptor)
             let isOld = facts.modified.seconds + Self.clockStepSeconds < facts.changed.seconds
