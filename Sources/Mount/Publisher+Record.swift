@@ -1,4 +1,5 @@
 import Catalog
+import Logging
 import Store
 import SystemPackage
 import Volume
