@@ -62,7 +62,10 @@ extension Publisher {
                     try store.synchronizeNames(of: [extent.root])
                     try finish(candidate, .extents([extent]), milliseconds: 0)
                 case .publish(let candidate):
-                    if let hashed = try begin(candidate) { objects.append(hashed) }
+                    // A writer may have cut it off meanwhile, who submits it again.
+                    attempt(candidate) {
+                        if let hashed = try begin(candidate) { objects.append(hashed) }
+                    }
                 case .split(let candidate, let publication):
                     try split(candidate, publication, milliseconds: 0)
                 case .copy(let candidate):

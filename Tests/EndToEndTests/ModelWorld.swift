@@ -130,6 +130,7 @@ final class ModelWorld {
     private func onBytes(_ call: ModelOperation.Call, _ base: Int) -> String? {
         switch call {
         case .read(let slot, let count):
+            if Self.isDirectory(files[base + slot]) { return "directory" }
             return bytes(Glibc.read(files[base + slot], &buffer, count))
         case .write(let slot, let count, let fill):
             return said(Glibc.write(files[base + slot], Self.filled(count, fill), count))
@@ -138,7 +139,8 @@ final class ModelWorld {
         case .writeAt(let slot, let offset, let count, let fill):
             return said(pwrite(files[base + slot], Self.filled(count, fill), count, offset))
         case .seek(let slot, let offset, let whence):
-            return seek(files[base + slot], offset, whence)
+            if Self.isDirectory(files[base + slot]) { return "directory" }
+            return said(lseek(files[base + slot], offset, whence))
         case .seekHole(let slot, let offset, let isHole):
             return seekHole(files[base + slot], offset, isHole)
         case .allocate(let slot, let mode, let offset, let length):
@@ -153,11 +155,11 @@ final class ModelWorld {
         }
     }
 
-    /// What a directory's offsets mean is a file system's own matter.
-    private func seek(_ file: Int32, _ offset: Int, _ whence: Int32) -> String {
+    /// What a directory's offsets mean is a file system's own matter, and some make even a read
+    /// fail otherwise.
+    private static func isDirectory(_ file: Int32) -> Bool {
         var status = stat()
-        if fstat(file, &status) == 0, status.st_mode & S_IFMT == S_IFDIR { return "directory" }
-        return said(lseek(file, offset, whence))
+        return fstat(file, &status) == 0 && status.st_mode & S_IFMT == S_IFDIR
     }
 
     private func seekHole(_ file: Int32, _ offset: Int, _ isHole: Bool) -> String {
@@ -177,6 +179,7 @@ final class ModelWorld {
     }
 
     private func transfer(_ from: Int32, _ to: Int32) -> String {
+        if Self.isDirectory(from) { return "directory" }
         var total = 0
         while total < buffer.count {
             let count = Glibc.read(from, &buffer, 100_000)
@@ -339,12 +342,10 @@ final class ModelWorld {
         // Of a directory's size each file system has its own idea.
         let size = type == S_IFDIR ? "-" : "\(status.st_size)"
         let device = type == S_IFCHR ? " device \(status.st_rdev)" : ""
-        // A pipe's times are those of what went through it.
-        let times =
-            type == S_IFIFO ? "" : " \(time(status.st_mtim)) accessed \(time(status.st_atim))"
+        let times = "\(time(status.st_mtim)) accessed \(time(status.st_atim))"
         return
             "\(Octal(status.st_mode)) \(status.st_uid):\(status.st_gid) \(status.st_nlink) links "
-            + "size \(size)\(device)\(times)"
+            + "size \(size)\(device) \(times)"
     }
 
     private static func time(_ time: timespec) -> String {
