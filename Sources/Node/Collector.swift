@@ -118,14 +118,15 @@ final class Collector: Sendable {
         }
         var needsRoom = needingRoom
         for old in found where needsRoom || now - old.since >= Self.retentionMilliseconds {
-            guard let head = old.head, try await everybodyHas(head) else { continue }
+            guard try await everybodyHas(old.head) else { continue }
             try await drop(old.extent)
             if needsRoom { needsRoom = try await Blocking.run { [self] in try lacksRoom() } }
         }
     }
 
-    /// Whether every node's last known state has this commit in its ancestry.
-    private func everybodyHas(_ commit: ObjectID) async throws -> Bool {
+    /// Whether every other node's last known state has this commit in its ancestry; nil is no
+    /// commit yet.
+    private func everybodyHas(_ commit: ObjectID?) async throws -> Bool {
         let online = Dictionary(
             mesh.peers.filter(\.isOnline).map { ($0.node, $0.hello.announced) },
             uniquingKeysWith: { first, _ in first })
@@ -137,6 +138,7 @@ final class Collector: Sendable {
                     online[entry.id] == nil
                     && entry.seen.map { now > $0 + Self.forgottenAfterMilliseconds } ?? false
                 if isForgotten { continue }
+                guard let commit else { return false }
                 var heads = online[entry.id] ?? []
                 if let head = try history.reference("refs/peers/\(entry.id)") {
                     heads.append(head)

@@ -309,12 +309,14 @@ public final class Node: Sendable {
 
     private func begin(_ mountPoint: (FilePath, isMissing: Bool)?) async throws {
         let (timeline, mesh, publisher, identity) = (timeline, mesh, publisher, identity)
+        let store = store
         timeline.setHooks(
             Timeline.Hooks(
                 announce: { mesh.pokeAll() },
                 applied: { [weak self] in self?.applied($0) },
                 isPinned: { publisher.holds($0) },
-                rank: { mesh.peers.filter { $0.isOnline && $0.node < identity.node }.count }))
+                rank: { mesh.peers.filter { $0.isOnline && $0.node < identity.node }.count },
+                makeRoom: { (try? store.releaseReserve()) == true }))
         space.start()
         // First of all: what a crash left is known to it before anything from elsewhere is applied.
         try publisher.start()

@@ -75,6 +75,9 @@ final class Timeline: Sendable {
         var isPinned: @Sendable (InodeNumber) -> Bool = { _ in false }
         /// This node's rank among the online ones.
         var rank: @Sendable () -> Int = { 0 }
+        /// The disk is full: false when there is nothing more to give. What is removed frees room
+        /// only once a commit says so.
+        var makeRoom: @Sendable () -> Bool = { false }
     }
 
     init(catalog: Catalog, history: History, node: NodeID, logger: Logger) throws {
@@ -243,7 +246,12 @@ final class Timeline: Sendable {
             let isTaken = attempt(.taking) { try take(incoming) }
             let isCommitted = attempt(.committing) {
                 try settleDisputes()
-                try commit()
+                do {
+                    try commit()
+                } catch let error as HistoryError where error.code == .noSpace {
+                    guard hooks.withLock({ $0.makeRoom })() else { throw error }
+                    try commit()
+                }
             }
             let isConverged = attempt(.converging) { try converge() }
             attempt(.repacking) { _ = try history.repackIfNeeded() }
@@ -274,8 +282,12 @@ final class Timeline: Sendable {
             state.withLock { $0.failures[step] = nil }
             return true
         } catch {
-            logger.error("\(step.rawValue): \(error)")
-            state.withLock { $0.failures[step] = "\(error)" }
+            let isNew = state.withLock { state in
+                defer { state.failures[step] = "\(error)" }
+                return state.failures[step] != "\(error)"
+            }
+            // Tried again every second: what is known already is no news.
+            logger.log(level: isNew ? .error : .debug, "\(step.rawValue): \(error)")
             return false
         }
     }
