@@ -85,9 +85,9 @@ public final class Publisher: @unchecked Sendable {
         try recover()
         for lane in Queue.Lane.allCases {
             condition.withLock { running += 1 }
-            let thread = Thread { self.run(lane) }
-            thread.name = lane == .small ? "publish" : "publish-large"
-            thread.start()
+            OwnThread.start(lane == .small ? "publish" : "publish-large", .background) {
+                self.run(lane)
+            }
         }
     }
 

@@ -186,6 +186,10 @@ struct VnodeState {
     /// opens it (`waiting` is set) until that is done.
     var split: Publication?
 
+    /// Its rows have changed since the catalog's batch was last committed for it: a kill of this
+    /// process could take that back.
+    var isUncommitted = false
+
     var isInUse: Bool { opens > 0 || writers > 0 || waiting != nil }
 
     var staged: StagedFile? {

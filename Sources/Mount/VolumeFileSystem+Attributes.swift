@@ -128,6 +128,7 @@ extension VolumeFileSystem {
         guard isChange || !privileges.isEmpty else { return }
         try vnode.locked { () throws(Errno) in
             let row = try setTime(vnode, change)
+            vnode.state.isUncommitted = true
             try perform("setattr") { tx throws(Errno) in
                 try drop(privileges, of: vnode.ino, tx)
                 if isChange { _ = try tx.setAttributes(vnode.ino, row, now: now) }
@@ -173,6 +174,7 @@ extension VolumeFileSystem {
     func dropPrivilegesLocked(_ vnode: Vnode, _ privileges: Privileges) throws(Errno) {
         let present = privileges.intersection(vnode.state.privileges)
         guard !present.isEmpty else { return }
+        vnode.state.isUncommitted = true
         try perform("write") { tx throws(Errno) in try drop(present, of: vnode.ino, tx) }
         vnode.state.privileges.subtract(present)
         changed()

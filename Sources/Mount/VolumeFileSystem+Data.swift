@@ -101,7 +101,9 @@ extension VolumeFileSystem {
     ) {
         do throws(Errno) {
             if let handle = handles.handle(handle), handle.writes {
-                try commitBatch("close")
+                try handle.vnode.locked { () throws(Errno) in
+                    try commitRows(of: handle.vnode, "close")
+                }
                 let staged = handle.vnode.locked { handle.vnode.state.staged }
                 if let staged, store.isDamaged(staged.name) { throw .ioError }
             }

@@ -160,6 +160,7 @@ extension VolumeFileSystem {
         do throws(Errno) {
             opened = try vnode.locked { () throws(Errno) in
                 vnode.state.bytes = .staging(staged)
+                vnode.state.isUncommitted = true
                 vnode.state.version = Version(inode, .empty)
                 vnode.state.privileges = inode.mode & 0o6000 == 0 ? [] : .setID
                 beginWriting(vnode)
@@ -232,7 +233,7 @@ extension VolumeFileSystem {
                 try serveFromDaemon(vnode)
             } else if writes {
                 // The writer may outlive this process: the row that names its file must too.
-                try commitBatch("open for writing")
+                try commitRows(of: vnode, "open for writing")
             }
             vnode.state.mode = .passthrough(backing: backing, opens: opens + 1)
             if writes { vnode.state.pageCacheIsStale = true }

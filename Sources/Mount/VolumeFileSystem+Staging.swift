@@ -235,6 +235,7 @@ extension VolumeFileSystem {
         do throws(Errno) {
             guard !vnode.state.isSuperseded else { throw .staleNFSFileHandle }
             let inode = try nameStaging(vnode, staged.name)
+            vnode.state.isUncommitted = true
             if keepsTime, let file = staged.file {
                 staged.original = try keepTime(of: inode, vnode.state.staged, file)
             }

@@ -62,8 +62,9 @@ extension VolumeFileSystem {
                 default: _ = try tx.setXattr(vnode.ino, name, value, mode, now: .now)
                 }
             }
-            if name == Self.capabilityName {
-                vnode.locked { _ = vnode.state.privileges.insert(.capability) }
+            vnode.locked {
+                vnode.state.isUncommitted = true
+                if name == Self.capabilityName { vnode.state.privileges.insert(.capability) }
             }
             changed()
             reply.empty()
@@ -81,6 +82,7 @@ extension VolumeFileSystem {
             } catch .noData where name.starts(with: Self.accessControlPrefix) {
                 // No list is what was wanted.
             }
+            vnode.locked { vnode.state.isUncommitted = true }
             changed()
             reply.empty()
         } catch { reply.error(error) }

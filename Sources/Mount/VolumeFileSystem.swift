@@ -229,9 +229,11 @@ public final class VolumeFileSystem: FileSystem {
         do { return try catalog.perform(body) } catch { throw errno(error, what) }
     }
 
-    /// What was performed survives a kill of this process from now on.
-    func commitBatch(_ what: StaticString) throws(Errno) {
+    /// What was performed on a file survives a kill of this process from now on. Under its lock.
+    func commitRows(of vnode: Vnode, _ what: StaticString) throws(Errno) {
+        guard vnode.state.isUncommitted else { return }
         do { try catalog.commitBatch() } catch { throw errno(error, what) }
+        vnode.state.isUncommitted = false
     }
 
     /// As `perform`, for what takes room: refused while the disk is about to be full.

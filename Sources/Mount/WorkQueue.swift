@@ -14,12 +14,10 @@ public final class WorkQueue: @unchecked Sendable {
     private var stopping = false
     private var running: Int
 
-    public init(name: String, threads: Int) {
+    public init(name: String, threads: Int, _ rank: OwnThread.Rank = .foreground) {
         running = threads
         for _ in 0..<threads {
-            let thread = Thread { self.run() }
-            thread.name = name
-            thread.start()
+            OwnThread.start(name, rank) { self.run() }
         }
     }
 

@@ -15,8 +15,8 @@ enum Blocking {
     }
 
     private static let answers = WorkQueue(name: "blocking", threads: 4)
-    private static let content = WorkQueue(name: "content", threads: 4)
-    private static let packs = WorkQueue(name: "packs", threads: 2)
+    private static let content = WorkQueue(name: "content", threads: 4, .background)
+    private static let packs = WorkQueue(name: "packs", threads: 2, .background)
 
     static func run<T: Sendable>(
         _ kind: Kind = .answers, _ body: @escaping @Sendable () throws -> T
@@ -37,9 +37,7 @@ enum Blocking {
         _ body: @escaping @Sendable () throws -> T
     ) async throws -> T {
         try await withCheckedThrowingContinuation { continuation in
-            let thread = Thread { continuation.resume(with: Result { try body() }) }
-            thread.name = "waiting"
-            thread.start()
+            OwnThread.start("waiting") { continuation.resume(with: Result { try body() }) }
         }
     }
 }

@@ -394,14 +394,12 @@ public final class Node: Sendable {
     /// A mount that somebody else removed ends the node's business with it, not the node.
     private func watchMount() {
         guard let session = running.withLock({ $0.mount?.session }) else { return }
-        let thread = Thread { [weak self] in
+        OwnThread.start("mount-watch") { [weak self] in
             session.wait()
             self?.running.withLock { running in
                 if running.state == "ready" { running.mount = nil }
             }
         }
-        thread.name = "mount-watch"
-        thread.start()
     }
 
     /// Waits until `requestStop` was called, then stops everything.

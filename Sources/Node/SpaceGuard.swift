@@ -1,5 +1,6 @@
 import Foundation
 import Logging
+import Mount
 import Store
 import Synchronization
 
@@ -28,14 +29,12 @@ final class SpaceGuard: Sendable {
     var isFull: Bool { full.load(ordering: .relaxed) }
 
     func start() {
-        let thread = Thread { [self] in
+        OwnThread.start("space") { [self] in
             while !stopping.load(ordering: .relaxed) {
                 look()
                 Thread.sleep(forTimeInterval: Self.interval)
             }
         }
-        thread.name = "space"
-        thread.start()
     }
 
     func stop() { stopping.store(true, ordering: .relaxed) }

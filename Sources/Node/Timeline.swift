@@ -154,9 +154,7 @@ final class Timeline: Sendable {
 
     func start() {
         state.withLock { $0.running = true }
-        let thread = Thread { self.run() }
-        thread.name = "timeline"
-        thread.start()
+        OwnThread.start("timeline", .background) { self.run() }
         changed()
     }
 
