@@ -4,7 +4,7 @@ import SystemPackage
 
 /// Threads made for blocking work, with a name that `ps -L` shows.
 public enum OwnThread {
-    public enum Rank {
+    public enum Rank: Sendable {
         /// Somebody waits for what it does.
         case foreground
         /// Hashing, commits and the like, which nobody waits for as a rule: it leaves the processors
