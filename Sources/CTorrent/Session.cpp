@@ -19,6 +19,8 @@ void explain(char* message, size_t message_bytes, char const* text) {
         std::snprintf(message, message_bytes, "%s", text);
 }
 
+constexpr int any_port_attempts_max = 5;
+
 /// Waits for the listening socket: opening happens on the network thread.
 std::uint16_t wait_for_port(lt::session& session, bool tls) {
     for (int attempt = 0; attempt < 200; ++attempt) {
@@ -81,11 +83,15 @@ ctorrent_result ctorrent_session_create(ctorrent_options const* options, ctorren
             explain(message, message_bytes, "no descriptor for events");
             return CTORRENT_FAILED;
         }
-        // An explicit list of plugins: without ut_pex, ut_metadata and smart_ban.
-        lt::session_params parameters(ctorrent::make_settings(*options),
-                                      {ctorrent::make_plugin(created->traffic)});
-        created->session = std::make_unique<lt::session>(std::move(parameters));
-        created->port = wait_for_port(*created->session, options->tls);
+        // Any port is first taken for TCP; somebody may have its number for UDP.
+        int const attempts = options->port == 0 ? any_port_attempts_max : 1;
+        for (int attempt = 0; created->port == 0 && attempt < attempts; ++attempt) {
+            // An explicit list of plugins: without ut_pex, ut_metadata and smart_ban.
+            lt::session_params parameters(ctorrent::make_settings(*options),
+                                          {ctorrent::make_plugin(created->traffic)});
+            created->session = std::make_unique<lt::session>(std::move(parameters));
+            created->port = wait_for_port(*created->session, options->tls);
+        }
         if (created->port == 0) {
             explain(message, message_bytes, listen_failure(*created->session).c_str());
             return CTORRENT_FAILED;

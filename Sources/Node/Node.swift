@@ -23,11 +23,15 @@ public final class Node: Sendable {
     static let joinTimeout = Duration.seconds(10)
     /// How long `--create` looks for peers that serve the id already.
     static let createProbe = Duration.milliseconds(1500)
-    /// How long a start looks for a node that runs under the same id elsewhere: for a sign of it,
-    /// and where there is one until that node is met.
-    static let copyProbe = Duration.milliseconds(700)
-    static let copyProbeMax = Duration.seconds(5)
+    /// How long a start looks for a node that runs under the same id elsewhere: at a root that was
+    /// started before, at one that may be a copy (answers by mDNS may be held back for a second),
+    /// and, where there is a sign of such a node, until it is met.
+    static let knownRootProbe = Duration.milliseconds(300)
+    static let copyProbe = Duration.milliseconds(3000)
+    static let copyProbeMax = Duration.seconds(6)
     static let readerThreads = 4
+    /// Ports tried for content where any will do.
+    static let anyPortAttemptsMax = 5
     static let stopTimeout: TimeInterval = 60
 
     let configuration: Configuration
@@ -186,7 +190,7 @@ public final class Node: Sendable {
         try? known.keep(
             KnownRoots.Record(
                 root: root.path.string, volume: file.volume, node: file.node, name: file.name,
-                fileSystem: facts.uuid))
+                fileSystem: facts.uuid, place: RootDirectory.place(root.path)))
 
         catalog = try Node.openCatalog(root.path, identity.node, store, link, logger)
         let history = try Node.openHistory(root.path)
@@ -292,16 +296,23 @@ public final class Node: Sendable {
                     certificatePEM: membership.identity.certificatePEM,
                     keyPEM: membership.identity.privateKeyPEM)
             }
-        do {
-            return try Swarm(
-                SwarmConfiguration(
-                    listenAddress: configuration.listenAddress ?? "::",
-                    port: configuration.port == 0
-                        ? FreePort.find() : UInt16(configuration.port + 1),
-                    transport: transport, infoSalt: membership.authority.infoSalt))
-        } catch {
-            throw NodeError(
-                "The port for content could not be opened: \(error). Choose another with --port.")
+        var attempts = configuration.port == 0 ? anyPortAttemptsMax : 1
+        while true {
+            attempts -= 1
+            do {
+                return try Swarm(
+                    SwarmConfiguration(
+                        listenAddress: configuration.listenAddress ?? "::",
+                        port: configuration.port == 0
+                            ? FreePort.find() : UInt16(configuration.port + 1),
+                        transport: transport, infoSalt: membership.authority.infoSalt))
+            } catch  where attempts > 0 {
+                // Somebody was faster, or has the number for UDP.
+            } catch {
+                throw NodeError(
+                    "The port for content could not be opened: \(error). Choose another with --port."
+                )
+            }
         }
     }
 

@@ -19,7 +19,7 @@ enum Origin {
         _ mesh: Mesh
     ) async throws -> Origin {
         if case .node = root.content {
-            try await refuseCopy(root.path, configuration, membership, mesh)
+            try await refuseCopy(root, configuration, membership, mesh)
             return .root
         }
         if configuration.create {
@@ -31,18 +31,17 @@ enum Origin {
 
     /// A root that was copied while its node runs elsewhere: both would speak in one node's name.
     private static func refuseCopy(
-        _ root: FilePath, _ configuration: Configuration, _ membership: Membership,
+        _ root: RootDirectory, _ configuration: Configuration, _ membership: Membership,
         _ mesh: Mesh
     ) async throws {
         guard configuration.discovery || !configuration.peers.isEmpty else { return }
+        let probe = root.isKnown ? Node.knownRootProbe : Node.copyProbe
         let start = ContinuousClock.now
-        while ContinuousClock.now - start
-            < (membership.hasTwin ? Node.copyProbeMax : Node.copyProbe)
-        {
+        while ContinuousClock.now - start < (membership.hasTwin ? Node.copyProbeMax : probe) {
             if let problem = mesh.problems.first(where: {
                 $0.code == .copiedRoot && $0.subject == "\(mesh.node)"
             }) {
-                throw NodeError("\(root) is a copy: \(problem.text).")
+                throw NodeError("\(root.path) is a copy: \(problem.text).")
             }
             try await Task.sleep(for: .milliseconds(50))
         }

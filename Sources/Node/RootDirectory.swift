@@ -17,6 +17,8 @@ struct RootDirectory {
 
     let path: FilePath
     let content: Content
+    /// This very directory was started from here before: it is no copy.
+    let isKnown: Bool
 
     /// - Throws: `NodeError`, one sentence for each refusal.
     init(_ configuration: Configuration, known: KnownRoots) throws {
@@ -30,6 +32,8 @@ struct RootDirectory {
             )
         }
         let recorded = try known.record(root: path.string)
+        let place = Self.place(path)
+        isKnown = place != nil && recorded?.place == place
         guard Self.isDirectory(path) else {
             if let recorded, !configuration.newNode { throw Self.notMounted(recorded, path) }
             guard Self.isDirectory(path.removingLastComponent()) else {
@@ -74,6 +78,11 @@ struct RootDirectory {
         }
         if let recorded, !configuration.newNode { throw Self.notMounted(recorded, path) }
         content = .empty
+    }
+
+    /// Tells the root from every copy of it.
+    static func place(_ root: FilePath) -> String? {
+        FileStatus(root.appending("volume.json")).map { "\($0.inode).\($0.changed)" }
     }
 
     static func isLocked(_ root: FilePath) -> Bool {
@@ -240,6 +249,8 @@ struct KnownRoots {
         var node: String
         var name: String
         var fileSystem: String?
+        /// Of `volume.json`: which file it is, and since when.
+        var place: String?
     }
 
     let path: String
