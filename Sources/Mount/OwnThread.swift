@@ -8,12 +8,13 @@ public enum OwnThread {
         /// Somebody waits for what it does.
         case foreground
         /// Hashing, commits and the like, which nobody waits for as a rule: it leaves the processors
-        /// to programs and to the threads that answer them. Creating files goes a third faster, on
-        /// two processors.
+        /// to programs and to the threads that answer them. Creating files goes faster
+        /// so, on two processors.
         case background
     }
 
-    private static let backgroundNiceness: Int32 = 10
+    /// A quarter of a busy processor is left to it: files must appear elsewhere all the same.
+    private static let backgroundNiceness: Int32 = 5
 
     /// - Parameter name: at most 15 bytes, as the kernel keeps it.
     public static func start(

@@ -15,7 +15,8 @@ extension EndToEnd {
                 let trio = try await Trio.start(workshop)
                 try await trio.waitForAll()
                 try await trio.a.sh("cp \"$1\" file", source, timeout: Bounds.transfer).succeeded()
-                try await trio.b.sees("file")
+                // The name appears with the content, when that is hashed.
+                try await trio.b.sees("file", within: Bounds.replicated)
                 let places = try await Self.readOffsets(on: trio.b, source)
                 print("\(Self.offsetReads) reads of 64 KiB on b: \(places)")
                 #expect(try await trio.c.sha256("file") == digest)
