@@ -37,6 +37,18 @@ extension Reader {
         ) { row in row.uint64(0) } ?? 0
     }
 
+    /// Whether `noteStrays` has anything to do. Looks at all that is here: ask a snapshot, which
+    /// holds up no operation.
+    public func hasStrays(olderThan before: UInt64) throws(Errno) -> Bool {
+        try connection.first(
+            """
+            SELECT EXISTS(SELECT 1 FROM content c WHERE state > 0 AND since < ?
+                AND NOT EXISTS(SELECT 1 FROM extent e WHERE e.content = c.number)
+                AND NOT EXISTS(SELECT 1 FROM unreferenced u WHERE u.content = c.number))
+            """, before
+        ) { row in row.int64(0) != 0 } ?? false
+    }
+
     /// Whether `noteUnreferenced` has anything to do.
     public func hasUnnoted() throws(Errno) -> Bool {
         try connection.first(
@@ -51,7 +63,8 @@ extension Transaction {
     public func noteUnreferenced(at now: UInt64) throws(Errno) {
         try connection.run(
             """
-            DELETE FROM unreferenced WHERE content NOT IN (SELECT number FROM content WHERE state > 0)
+            DELETE FROM unreferenced WHERE NOT EXISTS(
+                SELECT 1 FROM content c WHERE c.number = unreferenced.content AND c.state > 0)
             """)
         try connection.run("UPDATE unreferenced SET since = ? WHERE since = 0", now)
         guard try !isDirty(), let applied = try applied() else { return }

@@ -110,7 +110,10 @@ final class Collector: Sendable {
     private func collect(needingRoom: Bool) async throws {
         let now = Monotonic.wallMilliseconds
         let found = try await Blocking.run { [catalog] in
-            try catalog.perform { try $0.noteStrays(olderThan: now - Self.strayMilliseconds) }
+            let before = now - Self.strayMilliseconds
+            if try catalog.snapshot({ try $0.hasStrays(olderThan: before) }) {
+                try catalog.perform { try $0.noteStrays(olderThan: before) }
+            }
             if try catalog.read({ try $0.hasUnnoted() }) {
                 try catalog.perform { try $0.noteUnreferenced(at: now) }
             }

@@ -68,6 +68,9 @@ import Volume
         try withCatalog { catalog in
             let extent = try extent(1)
             try catalog.perform { try $0.setContentState(extent, .stored, at: 100) }
+            try catalog.flush()
+            #expect(try !catalog.snapshot { try $0.hasStrays(olderThan: 100) })
+            #expect(try catalog.snapshot { try $0.hasStrays(olderThan: 101) })
             try catalog.perform { try $0.noteStrays(olderThan: 100) }
             #expect(try unreferenced(catalog, at: 200).isEmpty)
             try catalog.perform { try $0.noteStrays(olderThan: 101) }
