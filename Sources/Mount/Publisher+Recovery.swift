@@ -77,10 +77,18 @@ extension Publisher {
             (try reader.inode(row.ino), try reader.content(of: row.ino))
         }
         guard let inode else { return false }
+        var staged = StagedFile(name: name)
         let split = try store.interruptedSplit(name)
         let vnode = vnodes.pin(row.ino)
+        if let encoded = row.overlay {
+            guard var map = Overlay(encoded: encoded) else { throw Errno.ioError }
+            map.cut(to: facts.size)
+            staged.overlay = StagedOverlay(
+                map: map, uses: map.bases.map { users.use($0.root, for: vnode) },
+                isRowWider: map.encoded != encoded)
+        }
         vnode.locked {
-            vnode.state.bytes = .staging(StagedFile(name: name))
+            vnode.state.bytes = .staging(staged)
             vnode.state.version = Version(inode, content)
             if let split {
                 vnode.state.split = split

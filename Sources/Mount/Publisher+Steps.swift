@@ -15,6 +15,8 @@ struct Candidate: Sendable {
     let cancellation: Cancellation
     /// Somebody can still write to the staging file itself: it stays unpublished.
     let isCopy: Bool
+    /// The file has the changed blocks only.
+    var overlay: Overlay?
 
     var vnode: Vnode { entry.item }
 }
@@ -32,8 +34,8 @@ extension Publisher {
         case record(Candidate, Extent)
         /// It was being split when that failed, or when an earlier run ended.
         case split(Candidate, Publication)
-        /// What was written to it may not be on the disk.
-        case repair(Candidate)
+        /// It is no file to publish: an overlay, or what was written to it may not be on the disk.
+        case replace(Candidate)
         /// It was opened for writing, and nothing was written.
         case discard
     }
@@ -56,7 +58,8 @@ extension Publisher {
                     // A version from elsewhere may have come: the mount looks.
                     notify(VolumeChange(contents: [entry.item.ino]))
                     unpin(entry.item)
-                case .repair(let candidate): try repair(candidate)
+                case .replace(let candidate):
+                    attempt(candidate) { try replace(candidate) }
                 case .record(let candidate, let extent):
                     // The crash or the error that it was left by may have come before this.
                     try store.synchronizeNames(of: [extent.root])
@@ -121,7 +124,7 @@ extension Publisher {
         let candidate = Candidate(
             entry: entry, name: staged.name, file: file,
             generation: vnode.state.writeGeneration, facts: facts, cancellation: cancellation,
-            isCopy: false)
+            isCopy: false, overlay: staged.overlay?.map)
         if let publication = vnode.state.split { return .split(candidate, publication) }
         if case .sealed(let extent, _) = staged.phase { return .record(candidate, extent) }
         // The daemon's own writable descriptor would count against the lease.
@@ -142,31 +145,36 @@ extension Publisher {
             return .discard
         }
         if store.isDamaged(staged.name) {
-            guard vnode.state.isInUse else { return .repair(candidate) }
+            guard vnode.state.isInUse else { return .replace(candidate) }
             return .later(milliseconds: Self.failureRetryMilliseconds, .failed)
         }
         vnode.state.hashing = cancellation
-        return .publish(candidate)
+        return staged.overlay == nil ? .publish(candidate) : .replace(candidate)
     }
 
-    /// A file that could not be synced is read once more, into one that can be. Nobody has it open, who
-    /// would go on with the old one.
-    private func repair(_ candidate: Candidate) throws {
+    /// A file that could not be synced is read once more, into one that can be; an overlay becomes whole.
+    /// Of a damaged one nobody has it open, who would go on with the old one.
+    private func replace(_ candidate: Candidate) throws {
         let vnode = candidate.vnode
+        if candidate.overlay != nil { try requireRoom(for: candidate.facts.size) }
         let copy = try copied(candidate)
         do {
             try store.setModified(copy.file.descriptor, candidate.facts.modified)
             try store.synchronizeStaging(copy.name, copy.file.descriptor)
             try vnode.locked {
-                guard !isOutdated(candidate), !vnode.state.isInUse else { throw Errno.resourceBusy }
+                let isFree = candidate.overlay != nil || !vnode.state.isInUse
+                guard !isOutdated(candidate), isFree else { throw Errno.resourceBusy }
                 try catalog.perform { tx in
                     guard var staging = try tx.staging(of: vnode.ino) else {
                         throw Errno.noSuchFileOrDirectory
                     }
                     staging.name = "\(copy.name)"
+                    staging.overlay = nil
                     try tx.setStaging(staging)
                 }
-                vnode.state.bytes = .staging(StagedFile(name: copy.name))
+                let isRead = vnode.state.opens > 0
+                vnode.state.bytes = .staging(
+                    StagedFile(name: copy.name, file: isRead ? copy.file : nil))
             }
         } catch {
             try? store.removeStaging(copy.name)
@@ -201,9 +209,13 @@ extension Publisher {
         let name = stagingName(for: candidate.vnode.ino)
         let target = SharedDescriptor(try store.createStaging(name))
         do {
-            let length = try store.facts(of: candidate.file.descriptor).size
-            try store.clone(
-                from: candidate.file.descriptor, to: target.descriptor, range: 0..<length)
+            if let overlay = candidate.overlay {
+                try compose(candidate, overlay, into: target)
+            } else {
+                let length = try store.facts(of: candidate.file.descriptor).size
+                try store.clone(
+                    from: candidate.file.descriptor, to: target.descriptor, range: 0..<length)
+            }
             return Candidate(
                 entry: candidate.entry, name: name,
                 file: SharedDescriptor(try store.openStaging(name, .read)),
@@ -213,6 +225,18 @@ extension Publisher {
             try? store.removeStaging(name)
             throw error
         }
+    }
+
+    private func compose(
+        _ candidate: Candidate, _ overlay: Overlay, into target: SharedDescriptor
+    ) throws {
+        let bases = try overlay.bases.indices.map { index in
+            SharedDescriptor(try store.openBase(of: candidate.name, overlay, index))
+        }
+        defer { withExtendedLifetime(bases) {} }
+        try OverlaidFile(
+            overlay, changes: candidate.file.descriptor, bases: bases.map(\.descriptor)
+        ).compose(into: target.descriptor, cancellation: candidate.cancellation)
     }
 
     // MARK: Hashing
@@ -366,9 +390,12 @@ extension Publisher {
     /// Where blocks cannot be shared an extent is there twice while it is copied. Looked at before the
     /// file is hashed: without room the staging file serves on.
     private func requireRoomToSplit() throws {
-        let disk = try store.diskFacts()
-        let needed = Limits.extentBytesMax + Store.reserveBytes
-        guard disk.supportsReflink || disk.freeBytes > needed else { throw Errno.noSpace }
+        if try store.diskFacts().supportsReflink { return }
+        try requireRoom(for: Limits.extentBytesMax)
+    }
+
+    private func requireRoom(for length: UInt64) throws {
+        guard try store.freeBytes() > length + Store.reserveBytes else { throw Errno.noSpace }
     }
 
     private func split(

@@ -229,8 +229,7 @@ public final class Publisher: @unchecked Sendable {
         guard !vnode.state.isInUse else { return }
         if var staged = vnode.state.staged {
             if staged.isUnpublished {
-                staged.file = nil
-                staged.isWritable = false
+                staged.close()
                 vnode.state.bytes = .staging(staged)
                 return
             }

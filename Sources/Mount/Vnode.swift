@@ -48,6 +48,8 @@ struct StagedFile {
     /// There while the daemon serves requests from it.
     var file: SharedDescriptor?
     var isWritable = false
+    /// It has the changed blocks only.
+    var overlay: StagedOverlay?
     /// Of the object that it is, until its name in `staging/` is gone.
     private(set) var use: ObjectUse?
     /// As it was copied, if a write is certain to leave another modification time.
@@ -58,6 +60,13 @@ struct StagedFile {
     /// Nothing was written since it was copied.
     func isUntouched(_ facts: FileFacts) -> Bool {
         original?.modified == facts.modified && original?.size == facts.size
+    }
+
+    /// Its descriptors are not needed for now.
+    mutating func close() {
+        file = nil
+        isWritable = false
+        overlay?.bases = []
     }
 
     /// It bears an object's name.
@@ -109,12 +118,14 @@ struct Privileges: OptionSet {
 /// | object | copies | daemon; copies, stays cached | kernel; takes the file, the object's name gets a copy |
 /// | extents | fetches, copies | daemon, waits for what is missing; likewise | never: holes would read as zeros |
 /// | staging, unpublished | the same file again | daemon | kernel, readers and writers alike |
+/// | staging, an overlay | the same file again | daemon, from it and what it lies over | never: it has holes |
 /// | staging, sealed | copies, as from an object | daemon; copies | kernel; takes the file |
 /// | staging, published | – (dropped at the last close) | daemon; unpublished again | kernel; likewise |
 ///
 /// What ends a state: the last close unloads everything but an unpublished staging file; publishing
 /// leads unpublished → sealed (its inode became the object) → object, or unpublished → published
-/// (inline, or the bytes were an object already); while nobody has it open both end unloaded.
+/// (inline, or the bytes were an object already); while nobody has it open both end unloaded. An
+/// overlay becomes a whole staging file first, for readers unnoticed.
 ///
 /// Invariants, under the lock:
 /// 1. A staging row of the catalog names the unpublished staging file of the inode's current vnode,

@@ -89,12 +89,8 @@ extension VolumeFileSystem {
             return false
         }
         defer { endWriting(vnode) }
-        guard let staged = vnode.state.staged else { throw .ioError }
         vnode.state.pageCacheIsStale = true
-        let file = try writable(staged)
-        guard ftruncate(file.descriptor.rawValue, off_t(changes.size)) == 0 else {
-            throw Errno(rawValue: Glibc.errno)
-        }
+        try resize(vnode, to: changes.size)
         return true
     }
 

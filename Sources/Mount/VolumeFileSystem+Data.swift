@@ -28,6 +28,8 @@ extension VolumeFileSystem {
                 let (end, overflow) = offset.addingReportingOverflow(UInt64(size))
                 guard !overflow else { throw .invalidArgument }
                 read(request, extents, offset..<end, reply.detach())
+            case .staging(let staged) where staged.overlay != nil:
+                reply.data(try readOverlaid(vnode, offset: offset, size: size) ?? [])
             case .object, .staging, .unloaded:
                 guard let file = try file(of: vnode) else { throw .badFileDescriptor }
                 reply.data(ofFile: file.descriptor.rawValue, offset: offset, size: size)
@@ -63,6 +65,10 @@ extension VolumeFileSystem {
             guard Self.fits(offset, UInt64(data.count)) else { throw .fileTooLarge }
             try dropPrivileges(
                 vnode, flags.contains(.killPrivileges) ? [.setID, .capability] : .capability)
+            if let written = try writeOverlaid(vnode, data, offset: offset) {
+                reply.written(written)
+                return
+            }
             reply.written(try write(data, to: file, at: offset))
         } catch { reply.error(error) }
     }

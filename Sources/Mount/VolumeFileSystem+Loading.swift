@@ -96,13 +96,13 @@ extension VolumeFileSystem {
 
     /// The file behind a vnode: the daemon's descriptor, or one for this request.
     ///
-    /// - Returns: nil where there is no file: inline bytes, extents.
+    /// - Returns: nil where there is no one file: inline bytes, extents, overlays.
     func file(of vnode: Vnode) throws(Errno) -> SharedDescriptor? {
         try vnode.locked { () throws(Errno) in
             switch vnode.state.bytes {
             case .object(_, let file?): file
             case .object(let extent, nil): try openObject(extent, for: vnode)
-            case .staging(let staged): try readable(staged)
+            case .staging(let staged): staged.overlay == nil ? try readable(staged) : nil
             default: nil
             }
         }

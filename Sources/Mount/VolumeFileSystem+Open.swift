@@ -241,6 +241,7 @@ extension VolumeFileSystem {
             id = backing
         case .cached(let opens):
             try serveFromDaemon(vnode)
+            if writes { try commitRows(of: vnode, "open for writing") }
             vnode.state.mode = .cached(opens: opens + 1)
             let isFresh =
                 !vnode.state.pageCacheIsStale && vnode.state.pages == vnode.state.version?.stamp
@@ -277,13 +278,13 @@ extension VolumeFileSystem {
     private func registerBacking(_ vnode: Vnode) throws(Errno) -> Int32? {
         guard let session else { return nil }
         switch vnode.state.bytes {
+        case .staging(let staged) where staged.overlay != nil: return nil
         case .staging(var staged):
             let file = try readable(staged)
             var object: Extent?
             if case .sealed(let extent, _) = staged.phase { object = extent }
             guard let id = register(file, object, vnode, session) else { return nil }
-            staged.file = nil
-            staged.isWritable = false
+            staged.close()
             vnode.state.bytes = .staging(staged)
             return id
         case .object(let extent, let known):

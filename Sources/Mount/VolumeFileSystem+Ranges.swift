@@ -20,11 +20,14 @@ extension VolumeFileSystem {
             let pending = reply.detach()
             // Zeros may have to be written.
             preparation.submit {
-                do throws(StoreError) {
-                    try self.store.allocate(
-                        file.descriptor, mode: mode, offset: offset, length: length)
+                do {
+                    let range = offset..<offset + length
+                    if try self.allocateOverlaid(vnode, mode: mode, range: range) == nil {
+                        try self.store.allocate(
+                            file.descriptor, mode: mode, offset: offset, length: length)
+                    }
                     pending.empty()
-                } catch { pending.error(error.errno) }
+                } catch { pending.error(self.errno(error, "fallocate")) }
             }
         } catch { reply.error(error) }
     }
@@ -43,18 +46,22 @@ extension VolumeFileSystem {
     ) {
         do throws(Errno) {
             guard let vnode = handles.handle(handle)?.vnode else { throw .badFileDescriptor }
+            let toHole = whence == Self.seekHole
+            if let found = try seekOverlaid(vnode, offset: offset, toHole: toHole) {
+                reply.lseek(found)
+                return
+            }
             if let file = try file(of: vnode) {
                 do throws(StoreError) {
                     reply.lseek(
-                        try store.seek(
-                            file.descriptor, from: offset, toHole: whence == Self.seekHole))
+                        try store.seek(file.descriptor, from: offset, toHole: toHole))
                 } catch { throw error.errno }
                 return
             }
             // Without a file all counts as data up to the end.
             let size = vnode.locked { vnode.state.version?.content.length ?? 0 }
             guard offset < size else { throw .noSuchAddressOrDevice }
-            reply.lseek(whence == Self.seekHole ? size : offset)
+            reply.lseek(toHole ? size : offset)
         } catch { reply.error(error) }
     }
 
@@ -66,6 +73,7 @@ extension VolumeFileSystem {
             // EXDEV: the kernel copies through the page cache instead.
             guard let file = try file(of: source.vnode) else { throw .improperLink }
             let (vnode, target) = try writableFile(copy.targetHandle)
+            guard vnode.locked({ vnode.state.staged?.overlay == nil }) else { throw .improperLink }
             let length = min(copy.length, Self.copiedBytesMax)
             guard Self.fits(copy.targetOffset, length) else { throw .fileTooLarge }
             try dropPrivileges(vnode, Self.droppedByWrite(of: request))

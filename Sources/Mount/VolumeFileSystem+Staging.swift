@@ -10,6 +10,8 @@ import Volume
 extension VolumeFileSystem {
     /// Copies up to this size are made on the reader thread; larger ones on the preparation queue.
     static let immediateCopyBytesMax: UInt64 = 1 << 20
+    /// Where blocks cannot be shared, of more than this only the changed blocks are kept beside.
+    static let copiedLengthMax: UInt64 = 64 << 20
     /// Where blocks cannot be shared, a writer that meets readers of more than this does not take
     /// their file: it gets a new nodeid and they keep the old version.
     static let movedBytesMax: UInt64 = 1 << 30
@@ -40,14 +42,14 @@ extension VolumeFileSystem {
                 let file = try openStaged(staged, writing: false)
                 return try replaceObject(vnode, extent, file, keeping: keeping)
             case .published:
-                _ = try nameStaging(vnode, staged.name)
+                _ = try nameStaging(vnode, staged)
                 staged.phase = .unpublished
                 staged.original = nil
                 vnode.state.bytes = .staging(staged)
             case .unpublished: break
             }
             beginWriting(vnode)
-            if keeping == 0 { try empty(staged, vnode) }
+            if keeping == 0 { try empty(vnode) }
             return true
         case .inline(let bytes):
             let staged = try keeping == 0 ? newStaging(vnode.ino) : newCopy(vnode.ino)
@@ -94,13 +96,8 @@ extension VolumeFileSystem {
         }
     }
 
-    private func empty(_ staged: StagedFile, _ vnode: Vnode) throws(Errno) {
-        do throws(Errno) {
-            let file = try writable(staged)
-            guard ftruncate(file.descriptor.rawValue, 0) == 0 else {
-                throw Errno(rawValue: Glibc.errno)
-            }
-        } catch {
+    private func empty(_ vnode: Vnode) throws(Errno) {
+        do throws(Errno) { try resize(vnode, to: 0) } catch {
             endWriting(vnode)
             throw error
         }
@@ -129,6 +126,13 @@ extension VolumeFileSystem {
         guard let file else { throw .ioError }
         let range = 0..<min(extent.length, keeping)
         let isWhole = keeping >= extent.length
+        if isOverlaid(range.upperBound) {
+            let staged = try newOverlay(vnode, [extent], keeping: keeping)
+            store.oweSync(staged.name)
+            try adopt(staged, vnode, keepsTime: isWhole)
+            beginWriting(vnode)
+            return true
+        }
         guard UInt64(range.count) <= Self.immediateCopyBytesMax || sharesBlocks else {
             prepare(vnode) { cancellation in
                 let staged = try self.copied(vnode, file, range, cancellation)
@@ -234,7 +238,7 @@ extension VolumeFileSystem {
         var staged = staged
         do throws(Errno) {
             guard !vnode.state.isSuperseded else { throw .staleNFSFileHandle }
-            let inode = try nameStaging(vnode, staged.name)
+            let inode = try nameStaging(vnode, staged)
             vnode.state.isUncommitted = true
             if keepsTime, let file = staged.file {
                 staged.original = try keepTime(of: inode, vnode.state.staged, file)
@@ -272,7 +276,7 @@ extension VolumeFileSystem {
     ///
     /// - Throws: ESTALE when another version came since the bytes were loaded: the kernel looks the
     ///   name up again.
-    private func nameStaging(_ vnode: Vnode, _ name: StagingName) throws(Errno) -> Inode {
+    private func nameStaging(_ vnode: Vnode, _ staged: StagedFile) throws(Errno) -> Inode {
         let version = vnode.state.version
         return try perform("open for writing") { tx throws(Errno) in
             guard let inode = try tx.inode(vnode.ino) else { throw .staleNFSFileHandle }
@@ -285,7 +289,9 @@ extension VolumeFileSystem {
                 base = inode.contentStamp
             }
             try tx.setStaging(
-                Staging(ino: vnode.ino, name: "\(name)", base: base ?? inode.contentStamp))
+                Staging(
+                    ino: vnode.ino, name: "\(staged.name)", base: base ?? inode.contentStamp,
+                    overlay: staged.overlay?.map.encoded))
             return inode
         }
     }
@@ -399,6 +405,9 @@ extension VolumeFileSystem {
     private func joined(
         _ vnode: Vnode, _ extents: [ExtentBytes], keeping: UInt64, _ cancellation: Cancellation
     ) throws -> StagedFile {
+        if isOverlaid(min(keeping, extents.reduce(0) { $0 + $1.extent.length })) {
+            return try newOverlay(vnode, extents.map(\.extent), keeping: keeping)
+        }
         let staged = try newCopy(vnode.ino)
         do {
             guard let target = staged.file else { throw Errno.ioError }

@@ -53,6 +53,8 @@ public final class VolumeFileSystem: FileSystem {
     let holders: @Sendable ([Extent]) -> [String]
     /// The disk can copy a file without copying its bytes.
     let sharesBlocks: Bool
+    /// The disk can tell what was written from what was not.
+    let makesOverlays: Bool
     /// Invalidations that found no room; see `VolumeFileSystem+Invalidation`.
     let postponed = Mutex(Invalidation())
     private let attached = Mutex<Session?>(nil)
@@ -62,7 +64,7 @@ public final class VolumeFileSystem: FileSystem {
         options: Options, logger: Logger, status: @escaping @Sendable () -> [UInt8],
         statistics: @escaping @Sendable () -> VolumeStatistics,
         holders: @escaping @Sendable ([Extent]) -> [String],
-        sharesBlocks: Bool, changed: @escaping @Sendable () -> Void
+        sharesBlocks: Bool, makesOverlays: Bool, changed: @escaping @Sendable () -> Void
     ) {
         self.catalog = catalog
         self.store = store
@@ -74,6 +76,7 @@ public final class VolumeFileSystem: FileSystem {
         self.changed = changed
         self.holders = holders
         self.sharesBlocks = sharesBlocks
+        self.makesOverlays = makesOverlays
         virtual = VirtualDirectory(status: status)
         publisher.setObserver { [weak self] in self?.invalidate($0) }
     }
@@ -152,13 +155,15 @@ public final class VolumeFileSystem: FileSystem {
             switch staged.phase {
             case .published: return (attributes, Self.cacheLifetime)
             case .sealed(_, let facts):
-                overlay(&attributes, facts)
+                show(facts, &attributes)
                 return (attributes, Self.cacheLifetime)
             case .unpublished:
                 // Also what is closed: a mapping may still write to it.
                 // The copy's times are no change of the file's while nothing is written to it.
                 if let facts = try? facts(of: staged), !staged.isUntouched(facts) {
-                    overlay(&attributes, facts)
+                    show(facts, &attributes)
+                    // What the changed blocks take says nothing.
+                    if staged.overlay != nil { setSize(&attributes, facts.size) }
                 }
                 return (attributes, Self.writingLifetime)
             }
@@ -194,7 +199,7 @@ public final class VolumeFileSystem: FileSystem {
         attributes.blocks = (size + Self.blockBytes - 1) / Self.blockBytes * (Self.blockBytes / 512)
     }
 
-    private func overlay(_ attributes: inout Attributes, _ file: FileFacts) {
+    private func show(_ file: FileFacts, _ attributes: inout Attributes) {
         attributes.size = file.size
         attributes.blocks = file.blocks
         attributes.mtime = FUSE.Timestamp(file.modified)

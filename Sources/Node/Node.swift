@@ -378,7 +378,7 @@ public final class Node: Sendable {
             status: { [weak self] in self.map { $0.statusText() } ?? [] },
             statistics: { [weak self] in self?.statistics() ?? VolumeStatistics() },
             holders: { [weak self] in self?.holderNames($0) ?? [] },
-            sharesBlocks: facts.supportsReflink,
+            sharesBlocks: facts.supportsReflink, makesOverlays: facts.supportsOverlays,
             changed: { [timeline] in timeline.changed() })
         do {
             var mounting = MountOptions(source: root.string, subtype: RootDirectory.mountSubtype)

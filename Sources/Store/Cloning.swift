@@ -37,7 +37,9 @@ enum Cloning {
         if before.size > destination, before.blocks512 > 0 {
             try clear(target, destination..<min(end, before.size), cancellation)
         }
-        try copyData(source, target, range, destination, sourceStatus.isSparse, cancellation)
+        try copy(
+            from: source, range, to: target, at: destination, isSparse: sourceStatus.isSparse,
+            cancellation)
         return .copied
     }
 
@@ -51,9 +53,12 @@ enum Cloning {
         return refusals.contains(errno)
     }
 
-    private static func copyData(
-        _ source: CInt, _ target: CInt, _ range: Range<UInt64>, _ destination: UInt64,
-        _ isSparse: Bool, _ cancellation: Cancellation?
+    /// Puts the bytes where nothing is yet.
+    ///
+    /// - Parameter isSparse: holes of the source are left out.
+    static func copy(
+        from source: CInt, _ range: Range<UInt64>, to target: CInt, at destination: UInt64,
+        isSparse: Bool, _ cancellation: Cancellation?
     ) throws(StoreError) {
         var position = range.lowerBound
         var canCopyInKernel = true

@@ -20,12 +20,15 @@ public struct DiskFacts: Hashable, Sendable {
     public let supportsReflink: Bool
     /// `hasWriters` works: without it there are no passthrough writes.
     public let supportsLeases: Bool
+    /// What was written can be told from what was not, zeros too (`Overlay`).
+    public let supportsOverlays: Bool
 }
 
 /// Tried once: they cost a few files.
 struct DiskAbilities {
     let supportsReflink: Bool
     let supportsLeases: Bool
+    let supportsOverlays: Bool
 }
 
 extension Store {
@@ -39,7 +42,8 @@ extension Store {
             freeBytes: space.blocks_available * space.block_bytes, inodes: space.files,
             inodesFree: space.files_free, fileSystem: Self.fileSystemName(space.type),
             uuid: try uuid(), supportsReflink: abilities.supportsReflink,
-            supportsLeases: abilities.supportsLeases)
+            supportsLeases: abilities.supportsLeases,
+            supportsOverlays: abilities.supportsOverlays)
     }
 
     /// Bytes that this process may still use; one system call.
@@ -79,7 +83,26 @@ extension Store {
             leases = try hasWriters(reader.descriptor)
             if leases { leases = try !leaseSeesWriterWhereNoneIs() }
         } catch { leases = false }
-        return DiskAbilities(supportsReflink: reflink, supportsLeases: leases)
+        return DiskAbilities(
+            supportsReflink: reflink, supportsLeases: leases,
+            supportsOverlays: try tellsZerosFromHoles())
+    }
+
+    /// Some compress zeros away once they are on the disk, some have no holes.
+    private func tellsZerosFromHoles() throws(StoreError) -> Bool {
+        let probe = try temporary()
+        defer { _ = try? temporaries.remove(probe.name) }
+        let file = probe.file.raw
+        let block = 16 * Overlay.blockBytes..<17 * Overlay.blockBytes
+        try system("ftruncate") { cstore_ftruncate(file, 64 * Overlay.blockBytes) }
+        try write(
+            [UInt8](repeating: 0, count: block.count), to: file, at: block.lowerBound,
+            "overlay probe")
+        try synchronize(file, "overlay probe")
+        let data = try nextData(in: file, from: 0)
+        let hole = try nextHole(in: file, from: block.lowerBound, end: .max)
+        let rest = try nextData(in: file, from: block.upperBound)
+        return data == block.lowerBound && hole == block.upperBound && rest == .max
     }
 
     private func leaseSeesWriterWhereNoneIs() throws(StoreError) -> Bool {

@@ -58,6 +58,45 @@ extension Store {
         return file.release()
     }
 
+    /// A new overlay: the files of its bases get names beside the staging file, so that they stay
+    /// whatever becomes of the objects.
+    ///
+    /// - Throws: `StoreError`: ENOENT when an object is not here, EEXIST, ENOSPC …
+    public func createOverlay(
+        _ name: StagingName, _ overlay: Overlay
+    ) throws(StoreError) -> FileDescriptor {
+        let file = try createStaging(name)
+        do throws(StoreError) {
+            for (index, base) in overlay.bases.enumerated() {
+                let directory = try fanOut(base.root)
+                try system("link base of staging/\(name)") {
+                    cstore_linkat(
+                        directory.raw, "\(base.root)", staging.raw, baseName(name, index))
+                }
+            }
+            state.withLock { $0.stagingMade += 1 }
+            try system("ftruncate") {
+                cstore_ftruncate(file.rawValue, overlay.visible.last?.upperBound ?? 0)
+            }
+            return file
+        } catch {
+            try? file.close()
+            try? removeStaging(name)
+            throw error
+        }
+    }
+
+    /// - Throws: `StoreError`: ENOENT, or `.wrongLength`.
+    public func openBase(
+        of name: StagingName, _ overlay: Overlay, _ index: Int
+    ) throws(StoreError) -> FileDescriptor {
+        let file = try staging.open(baseName(name, index), O_RDONLY)
+        guard try FileStatus(of: file.raw).size == overlay.bases[index].length else {
+            throw StoreError("base of staging/\(name)", .wrongLength)
+        }
+        return file.release()
+    }
+
     /// - Throws: `StoreError`: ENOENT …
     public func openStaging(
         _ name: StagingName, _ access: StagingAccess
@@ -129,8 +168,12 @@ extension Store {
         if let failure { throw failure }
     }
 
-    /// Removes the file and what a split left of it; nothing happens when it is missing.
+    /// Removes the file, what a split left of it and the bases of an overlay; nothing happens when it
+    /// is missing.
     public func removeStaging(_ name: StagingName) throws(StoreError) {
+        // Before the name by which a start finds them.
+        var index = 0
+        while try staging.remove(baseName(name, index)) { index += 1 }
         try staging.remove(name.description)
         try staging.remove(splitName(name))
         state.withLock { _ = $0.damaged.remove(name) }
@@ -145,6 +188,8 @@ extension Store {
         }
         return names
     }
+
+    private func baseName(_ name: StagingName, _ index: Int) -> String { "\(name).base\(index)" }
 
     func splitName(_ name: StagingName) -> String { "\(name).split" }
 }
