@@ -156,7 +156,6 @@ extension Publisher {
     /// Of a damaged one nobody has it open, who would go on with the old one.
     private func replace(_ candidate: Candidate) throws {
         let vnode = candidate.vnode
-        if candidate.overlay != nil { try requireRoom(for: candidate.facts.size) }
         let copy = try copied(candidate)
         do {
             try store.setModified(copy.file.descriptor, candidate.facts.modified)
@@ -234,6 +233,10 @@ extension Publisher {
             SharedDescriptor(try store.openBase(of: candidate.name, overlay, index))
         }
         defer { withExtendedLifetime(bases) {} }
+        let blocks = try bases.reduce(candidate.facts.blocks) {
+            try $0 + store.facts(of: $1.descriptor).blocks
+        }
+        try requireRoom(for: blocks * 512)
         try OverlaidFile(
             overlay, changes: candidate.file.descriptor, bases: bases.map(\.descriptor)
         ).compose(into: target.descriptor, cancellation: candidate.cancellation)

@@ -245,7 +245,8 @@ public struct OverlaidFile: Sendable {
     ) throws(StoreError) {
         let begin = offset - offset % Overlay.blockBytes
         let block = begin..<min(begin + Overlay.blockBytes, max(length, begin))
-        let isCovered = written.lowerBound <= block.lowerBound && block.upperBound <= written.upperBound
+        let isCovered =
+            written.lowerBound <= block.lowerBound && block.upperBound <= written.upperBound
         guard !block.isEmpty, !isCovered, overlay.shows(block) else { return }
         let isShown = try segments(in: block).contains { segment in
             if case .base = segment.source { true } else { false }
