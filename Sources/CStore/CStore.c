@@ -5,6 +5,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/fiemap.h>
 #include <linux/fs.h>
 #include <pthread.h>
 #include <signal.h>
@@ -193,4 +194,61 @@ int64_t cstore_copy_some(int from, uint64_t from_offset, int to, uint64_t to_off
 int cstore_set_modified(int fd, int64_t seconds, uint32_t nanoseconds) {
     struct timespec times[2] = {{0, UTIME_OMIT}, {seconds, nanoseconds}};
     return futimens(fd, times) < 0 ? -errno : 0;
+}
+
+/* The extents of a file one after the other, fetched in batches. */
+struct mapping {
+    int fd, is_end;
+    unsigned index;
+    uint64_t start;
+    union {
+        struct fiemap map;
+        char room[sizeof(struct fiemap) + 64 * sizeof(struct fiemap_extent)];
+    };
+};
+
+/* The extent to look at next: 1, or 0 at the end, or -errno. */
+static int next_extent(struct mapping *mapping, struct fiemap_extent **out) {
+    if (mapping->index == mapping->map.fm_mapped_extents) {
+        if (mapping->is_end) return 0;
+        memset(&mapping->map, 0, sizeof mapping->map);
+        mapping->map.fm_start = mapping->start;
+        mapping->map.fm_length = FIEMAP_MAX_OFFSET - mapping->start;
+        mapping->map.fm_flags = FIEMAP_FLAG_SYNC;
+        mapping->map.fm_extent_count = 64;
+        if (ioctl(mapping->fd, FS_IOC_FIEMAP, &mapping->map) < 0) return -errno;
+        mapping->index = 0;
+        unsigned count = mapping->map.fm_mapped_extents;
+        if (!count) return 0;
+        struct fiemap_extent *last = &mapping->map.fm_extents[count - 1];
+        mapping->start = last->fe_logical + last->fe_length;
+        mapping->is_end = (last->fe_flags & FIEMAP_EXTENT_LAST) != 0;
+    }
+    *out = &mapping->map.fm_extents[mapping->index];
+    return 1;
+}
+
+int cstore_same_blocks(int a, int b) {
+    /* Only such extents say where the bytes are. */
+    const uint32_t plain = FIEMAP_EXTENT_LAST | FIEMAP_EXTENT_SHARED | FIEMAP_EXTENT_MERGED;
+    struct mapping first = {.fd = a}, second = {.fd = b};
+    for (;;) {
+        struct fiemap_extent *x = NULL, *y = NULL;
+        int more = next_extent(&first, &x), others = next_extent(&second, &y);
+        if (more < 0 || others < 0) return more < 0 ? more : others;
+        if (!more || !others) return !more && !others;
+        if ((x->fe_flags | y->fe_flags) & ~plain) return 0;
+        if (x->fe_logical != y->fe_logical || x->fe_physical != y->fe_physical) return 0;
+        /* One file may have in two extents what the other has in one. */
+        uint64_t length = x->fe_length < y->fe_length ? x->fe_length : y->fe_length;
+        if (!length) return 0;
+        struct mapping *both[] = {&first, &second};
+        for (int i = 0; i < 2; i++) {
+            struct fiemap_extent *extent = i ? y : x;
+            extent->fe_logical += length;
+            extent->fe_physical += length;
+            extent->fe_length -= length;
+            if (!extent->fe_length) both[i]->index++;
+        }
+    }
 }

@@ -17,6 +17,8 @@ struct Candidate: Sendable {
     let isCopy: Bool
     /// The file has the changed blocks only.
     var overlay: Overlay?
+    /// Objects that it may be a copy of.
+    var models: [Extent] = []
 
     var vnode: Vnode { entry.item }
 }
@@ -124,7 +126,8 @@ extension Publisher {
         let candidate = Candidate(
             entry: entry, name: staged.name, file: file,
             generation: vnode.state.writeGeneration, facts: facts, cancellation: cancellation,
-            isCopy: false, overlay: staged.overlay?.map)
+            isCopy: false, overlay: staged.overlay?.map,
+            models: [staged.copyOf, vnode.state.object].compactMap { $0 })
         if let publication = vnode.state.split { return .split(candidate, publication) }
         if case .sealed(let extent, _) = staged.phase { return .record(candidate, extent) }
         // The daemon's own writable descriptor would count against the lease.
@@ -249,6 +252,11 @@ extension Publisher {
         let length = candidate.facts.size
         if length <= UInt64(Limits.inlineBytesMax) {
             try publishInline(candidate, Int(length))
+            return nil
+        }
+        for extent in candidate.models
+        where try store.isClone(candidate.file.descriptor, of: extent) {
+            try finish(candidate, .extents([extent]), milliseconds: 0)
             return nil
         }
         if length > Limits.extentBytesMax { try requireRoomToSplit() }

@@ -48,6 +48,8 @@ struct StagedFile {
     /// There while the daemon serves requests from it.
     var file: SharedDescriptor?
     var isWritable = false
+    /// What was copied into it, from the first byte on: it may still be that.
+    var copyOf: Extent?
     /// It has the changed blocks only.
     var overlay: StagedOverlay?
     /// Of the object that it is, until its name in `staging/` is gone.
@@ -208,12 +210,25 @@ struct VnodeState {
         return nil
     }
 
+    /// Its bytes, if they are those of one object. No more than a hint while there are writers.
+    var object: Extent? {
+        guard let extents = version?.content.extents, extents.count == 1 else { return nil }
+        return extents[0]
+    }
+
     /// The bytes that a writer waits for a copy of are still those of readers.
     var isReadableMeanwhile: Bool {
         switch bytes {
         case .object, .extents: split == nil
         case .unloaded, .inline, .staging: false
         }
+    }
+
+    /// What is being written may become a copy of the object.
+    mutating func noteCopy(of object: Extent?) {
+        guard var staged else { return }
+        staged.copyOf = object
+        bytes = .staging(staged)
     }
 
     mutating func unload() {

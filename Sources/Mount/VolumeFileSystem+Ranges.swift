@@ -8,6 +8,8 @@ import Volume
 extension VolumeFileSystem {
     /// More than this takes more than one COPY_FILE_RANGE: the caller goes on where it ended.
     static let copiedBytesMax: UInt64 = 64 << 20
+    /// Where blocks are shared, not copied.
+    static let sharedBytesMax: UInt64 = 1 << 30
 
     public func fallocate(
         _ request: RequestHeader, handle: UInt64, offset: UInt64, length: UInt64, mode: Int32,
@@ -74,9 +76,14 @@ extension VolumeFileSystem {
             guard let file = try file(of: source.vnode) else { throw .improperLink }
             let (vnode, target) = try writableFile(copy.targetHandle)
             guard vnode.locked({ vnode.state.staged?.overlay == nil }) else { throw .improperLink }
-            let length = min(copy.length, Self.copiedBytesMax)
+            let limit = sharesBlocks ? Self.sharedBytesMax : Self.copiedBytesMax
+            let length = min(copy.length, limit)
             guard Self.fits(copy.targetOffset, length) else { throw .fileTooLarge }
             try dropPrivileges(vnode, Self.droppedByWrite(of: request))
+            if copy.offset == 0, copy.targetOffset == 0 {
+                let model = source.vnode.locked { source.vnode.state.object }
+                vnode.locked { vnode.state.noteCopy(of: model) }
+            }
             let pending = reply.detach()
             preparation.submit {
                 do throws(StoreError) {

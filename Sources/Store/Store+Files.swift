@@ -1,4 +1,5 @@
 import CStore
+import Glibc
 public import SystemPackage
 public import Volume
 
@@ -22,6 +23,17 @@ extension Store {
                 cstore_copy_some(
                     source.rawValue, sourceOffset, target.rawValue, targetOffset, length)
             })
+    }
+
+    /// Whether a file is a copy of the object that shares all its blocks, and so has the same bytes.
+    /// Nobody may write to it meanwhile.
+    public func isClone(_ file: FileDescriptor, of extent: Extent) throws(StoreError) -> Bool {
+        guard try abilities().supportsReflink,
+            let object = try fanOut(extent.root).openIfPresent("\(extent.root)", O_RDONLY),
+            try FileStatus(of: object.raw).size == extent.length,
+            try FileStatus(of: file.rawValue).size == extent.length
+        else { return false }
+        return cstore_same_blocks(file.rawValue, object.raw) == 1
     }
 
     /// The offset of the next data or hole. Throws ENXIO behind the end.

@@ -116,6 +116,37 @@ extension EndToEnd {
             }
         }
 
+        @Test("A copy that shares its blocks with a file is known as that, a changed one is not")
+        func copies() async throws {
+            try await Workshop.open { workshop in
+                let host = try await Network(workshop).host()
+                let disk = try await Disk(workshop, "sharing", .btrfs(megabytes: 800))
+                let node = try NodeProcess("a", on: host, disk: disk)
+                try await node.create()
+                try await node.sh("head -c 90M /dev/urandom >file").succeeded()
+                try await node.settle()
+                try await node.sh(
+                    """
+                    cp --reflink=auto file copy
+                    cp --reflink=auto file changed
+                    exec 3<>changed; printf x >&3; exec 3>&-
+                    { head -c 5M file; cat file; } >longer
+                    """, timeout: Bounds.transfer
+                ).succeeded()
+                try await node.settle()
+                let roots = try await node.whereIs("file").roots
+                #expect(try await node.whereIs("copy").roots == roots)
+                #expect(try await node.whereIs("changed").roots != roots)
+                let outcome = try await node.sh(
+                    """
+                    cmp file copy
+                    cmp <(printf x; tail -c +2 file) changed
+                    cmp <(head -c 5M file; cat file) longer
+                    """, timeout: Bounds.transfer)
+                #expect(outcome.isSuccess, "\(outcome.report)")
+            }
+        }
+
         @Test("Waiting for what is closed does not fail because a file was removed")
         func removedWhilePublished() async throws {
             try await Self.one { node in

@@ -50,6 +50,11 @@ int64_t cstore_next_data(int fd, uint64_t offset);
 int64_t cstore_next_hole(int fd, uint64_t offset);
 /* ioctl FICLONERANGE. A length of 0 means up to the end of the source. */
 int cstore_clone_range(int from, uint64_t from_offset, uint64_t length, int to, uint64_t to_offset);
+/*
+ * ioctl FS_IOC_FIEMAP of both: 1 when they are the same blocks of the disk all through, 0 when they
+ * are not or when the disk does not say.
+ */
+int cstore_same_blocks(int a, int b);
 int64_t cstore_copy_range(int from, uint64_t from_offset, int to, uint64_t to_offset, uint64_t length);
 
 /*
