@@ -62,13 +62,18 @@ public final class Catalog: Sendable {
         ).close()
         let queue = try DatabaseQueue(
             path: name, configuration: Self.configuration(options, cache: options.cacheBytes))
+        let redo = FilePath(name + "-redo")
+        if try queue.unsafeReentrantWrite({ try Schema.numbersBatches($0) }) {
+            // Before tables change: statements are of the schema that they were run in.
+            try Self.performAgain(redo, path: name, options: options)
+        }
         try queue.unsafeReentrantWrite { try Schema.migrate($0) }
         let walName = name + "-wal"
         let wal = try FileDescriptor.open(walName, .readOnly, options: .closeOnExec)
         try Self.syncDirectory(of: path)
 
         writer = try Writer(
-            connection: Connection(queue: queue, log: options.log), options: options)
+            connection: Connection(queue: queue, log: options.log), redo: redo, options: options)
         preallocation = try Preallocation(path: name, own: options.own)
         let moving = try DatabaseQueue(
             path: name, configuration: Self.configuration(options, cache: 1 << 20))
@@ -87,6 +92,23 @@ public final class Catalog: Sendable {
             groupCommit: groupCommit)
         checkpointer.start()
         groupCommit.start()
+    }
+
+    /// What was answered, and not committed when the process was killed.
+    private static func performAgain(_ redo: FilePath, path: String, options: Options) throws {
+        let queue = try DatabaseQueue(
+            path: path, configuration: configuration(options, cache: options.cacheBytes))
+        let connection = try Connection(queue: queue, log: options.log)
+        defer { connection.close() }
+        guard let bytes = try Reader(connection).meta(MetaKey.batch.rawValue) else { return }
+        let batch = bytes.reduce(0) { $0 << 8 | UInt64($1) }
+        let operations = try RedoFile.operations(at: redo, of: batch)
+        guard !operations.isEmpty else { return }
+        try connection.control("BEGIN")
+        try connection.perform(operations)
+        try connection.number(options.random())
+        try connection.control("COMMIT")
+        options.log("performed again what was not committed: \(operations.count) operations")
     }
 
     private static func configuration(
@@ -180,13 +202,13 @@ public final class Catalog: Sendable {
         try groupCommit.waitUntilDurable(writer.lock.withLock { writer.performed })
     }
 
-    /// Hands everything performed so far to the operating system: from then on it survives a kill of
-    /// this process, though not power loss. Never waits for the disk. Throws EIO once the catalog
-    /// has failed.
+    /// Sees to it that everything performed so far survives a kill of this process, though not power
+    /// loss; it does without this too, unless the disk is full. Never waits for the disk. Throws EIO
+    /// once the catalog has failed.
     public func commitBatch() throws(Errno) {
         writer.lock.lock()
         defer { writer.lock.unlock() }
-        try writer.commit()
+        try writer.keep()
     }
 
     /// Calls the body when every operation performed before this call survives power loss, or never

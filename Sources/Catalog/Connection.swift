@@ -46,9 +46,16 @@ final class Connection {
     private func prepared(_ sql: StaticString) throws(Errno) -> Statement {
         let key = UnsafeRawPointer(sql.utf8Start)
         if let statement = statements[key] { return statement }
-        let statement = try Statement(sql.description, on: handle)
+        let statement = try made(sql.description)
         statements[key] = statement
         return statement
+    }
+
+    private func made(_ sql: String) throws(Errno) -> Statement {
+        do throws(SQLiteFailure) { return try Statement(sql, on: handle) } catch {
+            precondition(!error.isSyntax, "\(error) in: \(sql)")
+            throw failed(error)
+        }
     }
 
     private func failed(_ failure: SQLiteFailure) -> Errno {
@@ -79,21 +86,62 @@ final class Connection {
     }
 
     /// Runs BEGIN, COMMIT and their like: never part of the redo log.
-    func control(_ sql: StaticString) throws(SQLiteFailure) {
+    func control<each V: Bindable>(
+        _ sql: StaticString, _ values: repeat each V
+    ) throws(SQLiteFailure) {
         guard let statement = try? prepared(sql) else {
             throw SQLiteFailure(handle, statement: nil)
+        }
+        var index: Int32 = 0
+        for value in repeat each values {
+            index += 1
+            statement.bind(value.value, at: index)
         }
         defer { statement.reset() }
         _ = try statement.step()
     }
 
-    func runAgain(_ log: RedoLog) throws(SQLiteFailure) {
+    /// The number under which operations are kept from now on, in `meta`.
+    func number(_ batch: UInt64) throws(SQLiteFailure) {
+        try control(
+            "INSERT INTO meta VALUES(?, ?) ON CONFLICT DO UPDATE SET value = excluded.value",
+            Array(MetaKey.batch.rawValue.utf8), withUnsafeBytes(of: batch.bigEndian, Array.init))
+    }
+
+    /// - Returns: false when parameters are missing.
+    @discardableResult
+    func runAgain(_ log: RedoLog) throws(SQLiteFailure) -> Bool {
         try log.replay { (statement, values) throws(SQLiteFailure) in
             for (offset, value) in values.enumerated() {
                 statement.bind(value, at: Int32(offset) + 1)
             }
             defer { statement.reset() }
             _ = try statement.step()
+        }
+    }
+
+    /// Performs anew what a killed process had performed and not committed. Whole operations, in their
+    /// order; behind one that cannot be performed (which is a mistake in this program) none is.
+    func perform(_ operations: [RedoFile.Operation]) throws {
+        var known: [String: Statement] = [:]
+        defer { for statement in known.values { statement.finalize() } }
+        for operation in operations {
+            try control("SAVEPOINT again")
+            do {
+                let statements = try operation.texts.map { text in
+                    let statement = try known[text] ?? Statement(text, on: handle)
+                    known[text] = statement
+                    return statement
+                }
+                guard try runAgain(RedoLog(statements, operation.parameters)) else {
+                    throw Errno.ioError
+                }
+                try control("RELEASE again")
+            } catch let failure as SQLiteFailure where failure.isLasting {
+                log("performing again what a kill interrupted: \(failure)")
+                try control("ROLLBACK TO again")
+                return try control("RELEASE again")
+            }
         }
     }
 
@@ -143,7 +191,7 @@ final class Connection {
         if let known = dynamicStatements[sql] {
             statement = known
         } else {
-            statement = try Statement(sql, on: handle)
+            statement = try made(sql)
             dynamicStatements[sql] = statement
         }
         for (offset, value) in values.enumerated() { statement.bind(value, at: Int32(offset) + 1) }

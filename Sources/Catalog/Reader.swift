@@ -340,4 +340,6 @@ enum MetaKey: String {
     /// Milliseconds below which this node's clock has given no stamp that it may not repeat.
     case clockFloor = "catalog.clock"
     case cookieFloor = "catalog.cookie"
+    /// Of the open batch, in the redo file.
+    case batch = "catalog.batch"
 }

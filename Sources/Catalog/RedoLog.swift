@@ -9,9 +9,14 @@ struct RedoLog {
     private(set) var bytes: [UInt8] = []
 
     /// Where an operation began, for taking it back.
-    struct Mark {
-        fileprivate let statements: Int
-        fileprivate let bytes: Int
+    struct Mark: Equatable {
+        let statements: Int
+        let bytes: Int
+    }
+
+    init(_ statements: [Statement] = [], _ parameters: [UInt8] = []) {
+        self.statements = statements
+        bytes = parameters
     }
 
     var mark: Mark { Mark(statements: statements.count, bytes: bytes.count) }
@@ -36,36 +41,64 @@ struct RedoLog {
             bytes.append(0)
         case .integer(let integer):
             bytes.append(1)
-            withUnsafeBytes(of: integer) { bytes.append(contentsOf: $0) }
+            append(integer)
         case .blob(let blob):
             bytes.append(2)
-            withUnsafeBytes(of: Int64(blob.count)) { bytes.append(contentsOf: $0) }
+            append(Int64(blob.count))
             bytes.append(contentsOf: blob)
         }
     }
 
+    private mutating func append(_ integer: Int64) {
+        withUnsafeBytes(of: integer.littleEndian) { bytes.append(contentsOf: $0) }
+    }
+
     /// Calls the body with every statement and its parameters, oldest first.
-    func replay<E: Error>(_ body: (Statement, [Value]) throws(E) -> Void) throws(E) {
-        var offset = 0
-        func integer() -> Int64 {
-            defer { offset += 8 }
-            return bytes[offset..<offset + 8].withUnsafeBytes { $0.loadUnaligned(as: Int64.self) }
-        }
+    ///
+    /// - Returns: false when parameters are missing.
+    func replay<E: Error>(_ body: (Statement, [Value]) throws(E) -> Void) throws(E) -> Bool {
+        var cursor = RedoCursor(bytes[...])
         for statement in statements {
             var values: [Value] = []
             for _ in 0..<statement.parameterCount {
-                let tag = bytes[offset]
-                offset += 1
-                switch tag {
-                case 0: values.append(.null)
-                case 1: values.append(.integer(integer()))
-                default:
-                    let count = Int(integer())
-                    values.append(.blob(Array(bytes[offset..<offset + count])))
-                    offset += count
-                }
+                guard let value = cursor.value() else { return false }
+                values.append(value)
             }
             try body(statement, values)
+        }
+        return true
+    }
+}
+
+/// Takes numbers and bytes off the front; nil where there are no more.
+struct RedoCursor {
+    private(set) var rest: ArraySlice<UInt8>
+
+    init(_ bytes: ArraySlice<UInt8>) { rest = bytes }
+
+    /// In the array that the bytes are of.
+    var offset: Int { rest.startIndex }
+
+    mutating func bytes(_ count: Int) -> ArraySlice<UInt8>? {
+        guard count >= 0, count <= rest.count else { return nil }
+        defer { rest = rest.dropFirst(count) }
+        return rest.prefix(count)
+    }
+
+    mutating func integer<T: FixedWidthInteger>(_: T.Type) -> T? {
+        bytes(MemoryLayout<T>.size)?.withUnsafeBytes {
+            T(littleEndian: $0.loadUnaligned(as: T.self))
+        }
+    }
+
+    mutating func value() -> Value? {
+        switch integer(UInt8.self) {
+        case 0: return .null
+        case 1: return integer(Int64.self).map(Value.integer)
+        case 2:
+            guard let count = integer(Int64.self) else { return nil }
+            return bytes(Int(count)).map { .blob(Array($0)) }
+        default: return nil
         }
     }
 }

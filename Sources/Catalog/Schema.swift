@@ -28,7 +28,14 @@ enum Schema {
         }
     }
 
-    private static let migrations = [namespace + contents + history, unreferenced, lostNames]
+    /// Whether its batches are numbered, so that there may be a redo file.
+    static func numbersBatches(_ db: Database) throws -> Bool {
+        try Int.fetchOne(db, sql: "PRAGMA user_version") ?? 0 >= 4
+    }
+
+    private static let migrations = [
+        namespace + contents + history, unreferenced, lostNames, batchNumbers,
+    ]
 
     private static let namespace = """
         CREATE TABLE inode(
@@ -159,5 +166,10 @@ enum Schema {
         -- What led to the file before it was removed elsewhere; set while it is linked nowhere.
         ALTER TABLE staging ADD COLUMN lost_parent INTEGER;
         ALTER TABLE staging ADD COLUMN lost_name BLOB;
+        """
+
+    /// What does not know of the redo file must not commit behind it.
+    private static let batchNumbers = """
+        INSERT INTO meta VALUES(CAST('catalog.batch' AS BLOB), randomblob(8));
         """
 }

@@ -9,18 +9,18 @@ final class Statement {
     private let handle: OpaquePointer
     private let connection: OpaquePointer
     let parameterCount: Int
+    let text: String
 
-    init(_ sql: String, on connection: OpaquePointer) throws(Errno) {
+    init(_ sql: String, on connection: OpaquePointer) throws(SQLiteFailure) {
         var handle: OpaquePointer?
         let code = sqlite3_prepare_v3(
             connection, sql, -1, UInt32(SQLITE_PREPARE_PERSISTENT), &handle, nil)
         guard code == SQLITE_OK, let handle else {
-            let message = String(cString: sqlite3_errmsg(connection))
-            precondition(code & 0xFF != SQLITE_ERROR, "\(message) in: \(sql)")
-            throw .ioError
+            throw SQLiteFailure(connection, statement: nil)
         }
         self.handle = handle
         self.connection = connection
+        text = sql
         parameterCount = Int(sqlite3_bind_parameter_count(handle))
     }
 
@@ -79,6 +79,12 @@ struct SQLiteFailure: Error, CustomStringConvertible {
         let sql = sqlite3_sql(statement).map { String(cString: $0) } ?? ""
         description = "SQLite \(code): \(message)" + (sql.isEmpty ? "" : " in: \(sql)")
     }
+
+    /// The text of a statement, which is a mistake in this program.
+    var isSyntax: Bool { code & 0xFF == SQLITE_ERROR }
+
+    /// Neither the disk's fault nor the machine's: it would fail again.
+    var isLasting: Bool { [SQLITE_ERROR, SQLITE_CONSTRAINT].contains(code & 0xFF) }
 
     var errno: Errno {
         switch code & 0xFF {

@@ -8,7 +8,7 @@ internal import SystemPackage
 /// | state    | rows                         | operations                    |
 /// |----------|------------------------------|-------------------------------|
 /// | idle     | = committed                  | begin a batch                 |
-/// | batch    | committed + redo log         | savepoint each                |
+/// | batch    | committed + redo log         | savepoint each, then kept     |
 /// | failed   | = last commit that succeeded | writes: EROFS; reads: allowed |
 ///
 /// `@unchecked Sendable`: everything but `lock` is touched with `lock` held, and the SQLite handle
@@ -28,14 +28,25 @@ final class Writer: @unchecked Sendable {
     private(set) var failure: SQLiteFailure?
     /// Frames in the log after the last COMMIT.
     private(set) var walFrames: Int32 = 0
+    private let redoFile: RedoFile
+    /// The number of the open batch.
+    private var batch: UInt64
 
-    /// A batch larger than this is committed at once: it is held in memory twice.
-    static let batchBytesMax = 32 << 20
+    /// A batch larger than this is committed at once: it is held in memory twice, and what is to be
+    /// kept of it must fit into the redo file.
+    static let batchBytesMax = Int(RedoFile.bytesMax) / 2
 
-    init(connection: Connection, options: Catalog.Options) throws {
+    /// - Parameter redo: the redo file, of which nothing is needed any more.
+    init(connection: Connection, redo: FilePath, options: Catalog.Options) throws {
         self.connection = connection
         self.options = options
+        // A number that nothing in the file was kept under.
+        batch = options.random()
+        redoFile = try RedoFile(path: redo, batch: batch, own: options.own)
         connection.isLogging = true
+        try connection.control("BEGIN")
+        try connection.number(batch)
+        try connection.control("COMMIT")
         try connection.control("BEGIN")
         transaction = try Transaction(connection, options: options)
         sqlite3_wal_hook(
@@ -62,6 +73,8 @@ final class Writer: @unchecked Sendable {
             try control("RELEASE operation")
             performed += 1
             if connection.redo.bytes.count > Self.batchBytesMax { try commit() }
+            // Where this fails, only a COMMIT keeps what was answered: `keep`, or the next batch.
+            _ = redoFile.append(connection.redo)
             return (result, beganBatch)
         } catch {
             takeBack(to: mark, volatile)
@@ -153,13 +166,30 @@ final class Writer: @unchecked Sendable {
         guard failure == nil else { throw .ioError }
         try begin()
         do throws(SQLiteFailure) {
-            try connection.control("COMMIT")
+            try endTransaction()
         } catch {
             options.log("committing: \(error)")
             try commitAgain()
         }
         committed = performed
+        guard !connection.redo.isEmpty else { return }
         connection.redo.removeAll()
+        batch &+= 1
+        redoFile.began(batch)
+    }
+
+    /// What was kept of this batch does not count from here on, for its rows do.
+    private func endTransaction() throws(SQLiteFailure) {
+        if !connection.redo.isEmpty { try connection.number(batch &+ 1) }
+        try connection.control("COMMIT")
+    }
+
+    /// What was performed survives a kill of this process from now on. With the lock held.
+    ///
+    /// - Throws: EIO once the catalog has failed.
+    func keep() throws(Errno) {
+        guard failure == nil else { throw .ioError }
+        if !redoFile.append(connection.redo) { try commit() }
     }
 
     /// The disk was full, and SQLite has discarded the batch: make room, run the batch again.
@@ -169,7 +199,7 @@ final class Writer: @unchecked Sendable {
             if connection.isInTransaction { try connection.control("ROLLBACK") }
             try connection.control("BEGIN")
             try connection.runAgain(connection.redo)
-            try connection.control("COMMIT")
+            try endTransaction()
             options.log("committed again after a failure")
         } catch {
             fail(error)
@@ -196,6 +226,7 @@ final class Writer: @unchecked Sendable {
         lock.withLock {
             sqlite3_wal_hook(connection.handle, nil, nil)
             connection.close()
+            redoFile.close()
         }
     }
 }

@@ -140,7 +140,9 @@ struct DiskFullTests {
             unlink(disk + "/fill")
             let again = try openCatalog(disk, options)
             defer { again.close() }
-            #expect(try again.names() == ["kept"])
+            // What found room in the redo file is there again, from the first on.
+            let names = try again.names()
+            #expect(Set(names) == Set(["kept"] + (0..<names.count - 1).map { "f\($0)" }))
             try again.make("more")
             try again.flush()
         }
