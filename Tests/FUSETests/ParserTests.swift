@@ -136,50 +136,6 @@ struct ParserTests {
             #expect(throws: MalformedRequest.self) { try packet.parsed { _, _, _ in } }
         }
     }
-
-    @Test func noInputCrashesTheParser() {
-        var random = SeededGenerator.printed()
-        let examples = Packet.everyRequest
-        var understood = 0
-        for round in 0..<100_000 {
-            var packet = examples[round % examples.count].1
-            for _ in 0..<Int.random(in: 0...3, using: &random) {
-                switch Int.random(in: 0..<4, using: &random) {
-                case 0:
-                    packet.bytes.removeLast(
-                        Int.random(in: 0...packet.bytes.count, using: &random))
-                case 1:
-                    let count = Int.random(in: 0...64, using: &random)
-                    packet.bytes += (0..<count).map { _ in UInt8.random(in: 0...255, using: &random)
-                    }
-                case 2 where !packet.bytes.isEmpty:
-                    let index = Int.random(in: 0..<packet.bytes.count, using: &random)
-                    packet.bytes[index] = UInt8.random(in: 0...255, using: &random)
-                default:
-                    // Extreme values in aligned words: lengths, counts, sizes.
-                    let words = packet.bytes.count / 4
-                    if words == 0 { continue }
-                    let start = Int.random(in: 0..<words, using: &random) * 4
-                    packet.bytes.replaceSubrange(start..<(start + 4), with: [255, 255, 255, 255])
-                }
-            }
-            if packet.bytes.count >= 4, Bool.random(using: &random) { packet.seal() }
-            if (try? packet.parsed { _, _, operation in consume(operation) }) != nil {
-                understood += 1
-            }
-        }
-        #expect(understood > 1000)
-    }
-
-    /// Touches every byte that a parsed request points at.
-    private func consume(_ operation: FUSE.Operation) {
-        switch operation {
-        case .write(_, _, let data, _): _ = data.reduce(0) { $0 &+ Int($1) }
-        case .setxattr(_, let value, _): _ = value.reduce(0) { $0 &+ Int($1) }
-        case .batchForget(let batch): EmptyFileSystem().forget(batch: batch)
-        default: break
-        }
-    }
 }
 
 /// Nothing but the defaults.
