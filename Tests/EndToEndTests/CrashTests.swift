@@ -61,6 +61,48 @@ extension EndToEnd {
         }
 
         @Test(
+            "After kill -9 everything is there that was answered, also without an fsync",
+            arguments: [[], ["--no-passthrough"]])
+        func killWithoutSync(options: [String]) async throws {
+            try await Workshop.open { workshop in
+                let node = try NodeProcess(
+                    "a", on: try await Network(workshop).host(), options: options)
+                try await node.create()
+                let ledger = try workshop.write("", to: "ledger")
+                for round in 0..<4 {
+                    let before = FileBytes.read(ledger).count { $0 == 0x0A }
+                    let writing = try node.host.spawn(
+                        Shell.bash(
+                            """
+                            cd "$2"
+                            for i in {1..100000}; do
+                                mkdir $3.$i; echo $i >tmp; mv tmp $3.$i/name; ln $3.$i/name $3.$i/link
+                                chmod 604 $3.$i/link; echo $3.$i >gone; rm gone
+                                echo $3.$i >>"$1"
+                            done
+                            """, [ledger, node[""], "\(round)"]),
+                        log: "\(workshop.directory)/writer.log")
+                    try await eventually("files were made", within: Bounds.transfer) {
+                        FileBytes.read(ledger).count { $0 == 0x0A } >= before + 20 * (round + 1)
+                    }
+                    try await node.kill9()
+                    #expect(try await writing.wait(Bounds.command) != nil, "The writer ends.")
+                    try await node.start()
+                    try await node.sh(
+                        """
+                        while read -r i; do
+                            test "$(cat $i/name)" = ${i#*.}
+                            test "$(stat -c '%h %a' $i/link)" = '2 604'
+                        done <"$1"
+                        """, ledger
+                    ).succeeded()
+                }
+                try await node.settle()
+                try await node.checkHistory()
+            }
+        }
+
+        @Test(
             "An edit of a file that is removed elsewhere meanwhile is there after kill -9, everywhere"
         )
         func removalElsewhereDuringEdit() async throws {
