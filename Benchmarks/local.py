@@ -77,8 +77,8 @@ def portable(bench):
 
 
 def names(bench):
-    """Creates first; what they made is looked at, then removed. Not by passthrough_hp, which answers
-    EBADF after some thousand creates."""
+    """Creates first; what they made is looked at, then removed. Not by passthrough_hp, which answered
+    EBADF in its third run of creates."""
     bench.sites, sites = {"mount": bench.a.mount}, bench.sites
     count = 8000 // bench.scale
 
