@@ -10,11 +10,11 @@ extension EndToEnd {
         static let modes: [[String]] = [[], ["--no-passthrough"]]
         private static let operationsPerSequence = 200
         /// Of each mode; each is a directory of its own on the same mount.
-        private static let sequences = Bounds.isLong ? 2500 : 60
+        private static let sequences = Bounds.isLong ? 2500 : 250
         /// Sequences at once.
         private static let threads = 4
         /// Trees to look at once more after a restart.
-        private static let keptEvery = Bounds.isLong ? 50 : 2
+        private static let keptEvery = Bounds.isLong ? 50 : 8
         private static let seed =
             environment("DELUGEFS_TEST_SEED").flatMap { UInt64($0) } ?? 1
 
@@ -36,8 +36,9 @@ extension EndToEnd {
                 }
                 if let failure = failure.withLock({ $0 }) { throw failure }
                 print(
-                    "\(Self.sequences * Self.operationsPerSequence) operations in \(ContinuousClock.now - start) \(options)"
+                    "\(Self.sequences * Self.operationsPerSequence) operations in \(ContinuousClock.now - start) \(options), \(comparison.supersededCount) sequences met an earlier version"
                 )
+                #expect(comparison.supersededCount <= Self.sequences / 200 + 1)
                 try await node.settle()
                 try await node.stop()
                 try await node.start()
@@ -105,7 +106,7 @@ private func onThreads(_ count: Int, _ body: @escaping @Sendable () -> Void) asy
     }
 }
 
-private func onThread<Value: Sendable>(
+func onThread<Value: Sendable>(
     _ body: @escaping @Sendable () throws -> Value
 ) async throws -> Value {
     try await withCheckedThrowingContinuation { continuation in

@@ -335,14 +335,29 @@ final class ModelWorld {
         return bytes(Glibc.read(file, &buffer, buffer.count))
     }
 
+    /// A descriptor of an earlier version of its file: its name leads to a later one.
+    var holdsSuperseded: Bool {
+        let mapped = mappings.compactMap { $0?.file }
+        return (files + mapped).contains { file in
+            guard file >= 0 else { return false }
+            let again = open("/proc/self/fd/\(file)", O_RDONLY | O_NONBLOCK | O_CLOEXEC)
+            guard again < 0 else {
+                Glibc.close(again)
+                return false
+            }
+            return errno == ESTALE
+        }
+    }
+
     // MARK: State
 
-    private static func words(_ status: stat) -> String {
+    private static func words(_ status: stat, hasAccessTime: Bool = true) -> String {
         let type = status.st_mode & S_IFMT
         // Of a directory's size each file system has its own idea.
         let size = type == S_IFDIR ? "-" : "\(status.st_size)"
         let device = type == S_IFCHR ? " device \(status.st_rdev)" : ""
-        let times = "\(time(status.st_mtim)) accessed \(time(status.st_atim))"
+        let times =
+            time(status.st_mtim) + (hasAccessTime ? " accessed \(time(status.st_atim))" : "")
         return
             "\(Octal(status.st_mode)) \(status.st_uid):\(status.st_gid) \(status.st_nlink) links "
             + "size \(size)\(device) \(times)"
@@ -353,10 +368,12 @@ final class ModelWorld {
     }
 
     /// Everything below the directory, sorted, and what open files have, also those without a name.
-    func state() -> [String] {
+    ///
+    /// - Parameter ofOneNode: with what each node has for itself.
+    func state(ofOneNode: Bool = true) -> [String] {
         var lines: [String] = []
         var inodes: [UInt64: String] = [:]
-        append(&lines, "", &inodes)
+        append(&lines, "", &inodes, ofOneNode)
         for (index, file) in files.enumerated() where file >= 0 {
             var status = stat()
             fstat(file, &status)
@@ -368,7 +385,8 @@ final class ModelWorld {
     }
 
     private func append(
-        _ lines: inout [String], _ prefix: String, _ inodes: inout [UInt64: String]
+        _ lines: inout [String], _ prefix: String, _ inodes: inout [UInt64: String],
+        _ ofOneNode: Bool
     ) {
         guard let stream = opendir(path(prefix)) else {
             lines.append("\(prefix): \(Self.name(errno))")
@@ -383,7 +401,7 @@ final class ModelWorld {
                 lines.append("\(name): \(Self.name(errno))")
                 continue
             }
-            var line = "\(name): \(Self.words(status))"
+            var line = "\(name): \(Self.words(status, hasAccessTime: ofOneNode))"
             if let other = inodes[UInt64(status.st_ino)] { line += " is \(other)" }
             inodes[UInt64(status.st_ino)] = name
             switch status.st_mode & S_IFMT {
@@ -392,7 +410,7 @@ final class ModelWorld {
             default: break
             }
             lines.append(line + xattrs(path(name)))
-            if status.st_mode & S_IFMT == S_IFDIR { append(&lines, name + "/", &inodes) }
+            if status.st_mode & S_IFMT == S_IFDIR { append(&lines, name + "/", &inodes, ofOneNode) }
         }
     }
 
