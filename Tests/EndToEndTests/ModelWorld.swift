@@ -19,14 +19,18 @@ final class ModelWorld {
     }
 
     let directory: String
+    private let ofOneNode: Bool
     private var files: [Int32]
     private var mappings: [Mapping?]
     private var ends: [Int32] = [none, none]
     private var buffer = [UInt8](repeating: 0, count: 4 << 20)
 
-    /// - Parameter isNew: it is made here, open to all actors.
-    init(_ directory: String, isNew: Bool = true) throws {
+    /// - Parameters:
+    ///   - isNew: it is made here, open to all actors.
+    ///   - ofOneNode: with what each node has for itself.
+    init(_ directory: String, isNew: Bool = true, ofOneNode: Bool = true) throws {
         self.directory = directory
+        self.ofOneNode = ofOneNode
         files = .init(
             repeating: Self.none, count: ModelOperation.actors.count * ModelOperation.slots)
         mappings = .init(repeating: nil, count: ModelOperation.mappings)
@@ -114,7 +118,7 @@ final class ModelWorld {
         case .statusOpen(let slot):
             var status = stat()
             return fstat(files[base + slot], &status) < 0
-                ? Self.name(errno) : Self.words(status)
+                ? Self.name(errno) : words(status)
         case .changeModeOpen(let slot, let mode):
             return said(fchmod(files[base + slot], mode.rawValue))
         case .truncateOpen(let slot, let size):
@@ -259,7 +263,7 @@ final class ModelWorld {
             var status = stat()
             let flags = followsLinks ? 0 : AT_SYMLINK_NOFOLLOW
             return fstatat(AT_FDCWD, self.path(path), &status, flags) < 0
-                ? Self.name(errno) : Self.words(status)
+                ? Self.name(errno) : words(status)
         case .list(let path):
             return listed(open(self.path(path), O_RDONLY | O_DIRECTORY | O_CLOEXEC))
         case .readFile(let path): return content(self.path(path))
@@ -351,13 +355,14 @@ final class ModelWorld {
 
     // MARK: State
 
-    private static func words(_ status: stat, hasAccessTime: Bool = true) -> String {
+    private func words(_ status: stat) -> String {
         let type = status.st_mode & S_IFMT
         // Of a directory's size each file system has its own idea.
         let size = type == S_IFDIR ? "-" : "\(status.st_size)"
         let device = type == S_IFCHR ? " device \(status.st_rdev)" : ""
-        let times =
-            time(status.st_mtim) + (hasAccessTime ? " accessed \(time(status.st_atim))" : "")
+        // A pipe's time of writing is not passed on by the kernel.
+        let modified = type == S_IFIFO ? "-" : Self.time(status.st_mtim)
+        let times = modified + (ofOneNode ? " accessed \(Self.time(status.st_atim))" : "")
         return
             "\(Octal(status.st_mode)) \(status.st_uid):\(status.st_gid) \(status.st_nlink) links "
             + "size \(size)\(device) \(times)"
@@ -373,11 +378,11 @@ final class ModelWorld {
     func state(ofOneNode: Bool = true) -> [String] {
         var lines: [String] = []
         var inodes: [UInt64: String] = [:]
-        append(&lines, "", &inodes, ofOneNode)
+        append(&lines, "", &inodes)
         for (index, file) in files.enumerated() where file >= 0 {
             var status = stat()
             fstat(file, &status)
-            var line = "slot \(index): \(Self.words(status))"
+            var line = "slot \(index): \(words(status))"
             if status.st_mode & S_IFMT == S_IFREG { line += " \(content("/proc/self/fd/\(file)"))" }
             lines.append(line)
         }
@@ -385,8 +390,7 @@ final class ModelWorld {
     }
 
     private func append(
-        _ lines: inout [String], _ prefix: String, _ inodes: inout [UInt64: String],
-        _ ofOneNode: Bool
+        _ lines: inout [String], _ prefix: String, _ inodes: inout [UInt64: String]
     ) {
         guard let stream = opendir(path(prefix)) else {
             lines.append("\(prefix): \(Self.name(errno))")
@@ -401,7 +405,7 @@ final class ModelWorld {
                 lines.append("\(name): \(Self.name(errno))")
                 continue
             }
-            var line = "\(name): \(Self.words(status, hasAccessTime: ofOneNode))"
+            var line = "\(name): \(words(status))"
             if let other = inodes[UInt64(status.st_ino)] { line += " is \(other)" }
             inodes[UInt64(status.st_ino)] = name
             switch status.st_mode & S_IFMT {
@@ -410,7 +414,7 @@ final class ModelWorld {
             default: break
             }
             lines.append(line + xattrs(path(name)))
-            if status.st_mode & S_IFMT == S_IFDIR { append(&lines, name + "/", &inodes, ofOneNode) }
+            if status.st_mode & S_IFMT == S_IFDIR { append(&lines, name + "/", &inodes) }
         }
     }
 

@@ -73,7 +73,7 @@ private final class Sequence: @unchecked Sendable {
     }
 
     private func world(_ index: Int) throws -> ModelWorld {
-        try ModelWorld(directories[index], isNew: false)
+        try ModelWorld(directories[index], isNew: false, ofOneNode: false)
     }
 
     func perform(_ count: Int, on mount: Int) throws {
@@ -98,9 +98,9 @@ private final class Sequence: @unchecked Sendable {
 
     func compare(_ turn: Int) throws {
         guard !isSuperseded else { return }
-        let expected = try world(0).state(ofOneNode: false)
+        let expected = try world(0).state()
         for index in 1..<directories.count {
-            let seen = try world(index).state(ofOneNode: false)
+            let seen = try world(index).state()
             guard seen == expected else {
                 throw Failure(
                     """
