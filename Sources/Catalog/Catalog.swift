@@ -63,9 +63,12 @@ public final class Catalog: Sendable {
         let queue = try DatabaseQueue(
             path: name, configuration: Self.configuration(options, cache: options.cacheBytes))
         let redo = FilePath(name + "-redo")
-        if try queue.unsafeReentrantWrite({ try Schema.numbersBatches($0) }) {
+        if let batch = try queue.unsafeReentrantWrite({ try Schema.batch($0) }) {
             // Before tables change: statements are of the schema that they were run in.
-            try Self.performAgain(redo, path: name, options: options)
+            let operations = try RedoFile.operations(at: redo, of: batch)
+            if !operations.isEmpty {
+                try Self.perform(operations, path: name, options: options)
+            }
         }
         try queue.unsafeReentrantWrite { try Schema.migrate($0) }
         let walName = name + "-wal"
@@ -95,15 +98,13 @@ public final class Catalog: Sendable {
     }
 
     /// What was answered, and not committed when the process was killed.
-    private static func performAgain(_ redo: FilePath, path: String, options: Options) throws {
+    private static func perform(
+        _ operations: [RedoFile.Operation], path: String, options: Options
+    ) throws {
         let queue = try DatabaseQueue(
             path: path, configuration: configuration(options, cache: options.cacheBytes))
         let connection = try Connection(queue: queue, log: options.log)
         defer { connection.close() }
-        guard let bytes = try Reader(connection).meta(MetaKey.batch.rawValue) else { return }
-        let batch = bytes.reduce(0) { $0 << 8 | UInt64($1) }
-        let operations = try RedoFile.operations(at: redo, of: batch)
-        guard !operations.isEmpty else { return }
         try connection.control("BEGIN")
         try connection.perform(operations)
         try connection.number(options.random())

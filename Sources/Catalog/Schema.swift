@@ -28,9 +28,13 @@ enum Schema {
         }
     }
 
-    /// Whether its batches are numbered, so that there may be a redo file.
-    static func numbersBatches(_ db: Database) throws -> Bool {
-        try Int.fetchOne(db, sql: "PRAGMA user_version") ?? 0 >= 4
+    /// The number of the batch that was open; nil where there is no redo file yet.
+    static func batch(_ db: Database) throws -> UInt64? {
+        guard try Int.fetchOne(db, sql: "PRAGMA user_version") ?? 0 >= 4 else { return nil }
+        let value = try String.fetchOne(
+            db, sql: "SELECT hex(value) FROM meta WHERE key = CAST(? AS BLOB)",
+            arguments: [MetaKey.batch.rawValue])
+        return value.flatMap { UInt64($0, radix: 16) }
     }
 
     private static let migrations = [

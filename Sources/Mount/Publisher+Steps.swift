@@ -160,12 +160,15 @@ extension Publisher {
     private func replace(_ candidate: Candidate) throws {
         let vnode = candidate.vnode
         let copy = try copied(candidate)
+        let replaced: StagedFile
         do {
             try store.setModified(copy.file.descriptor, candidate.facts.modified)
             try store.synchronizeStaging(copy.name, copy.file.descriptor)
-            try vnode.locked {
+            replaced = try vnode.locked {
                 let isFree = candidate.overlay != nil || !vnode.state.isInUse
-                guard !isOutdated(candidate), isFree else { throw Errno.resourceBusy }
+                guard !isOutdated(candidate), isFree, let replaced = vnode.state.staged else {
+                    throw Errno.resourceBusy
+                }
                 try catalog.perform { tx in
                     guard var staging = try tx.staging(of: vnode.ino) else {
                         throw Errno.noSuchFileOrDirectory
@@ -177,12 +180,13 @@ extension Publisher {
                 let isRead = vnode.state.opens > 0
                 vnode.state.bytes = .staging(
                     StagedFile(name: copy.name, file: isRead ? copy.file : nil))
+                return replaced
             }
         } catch {
             try? store.removeStaging(copy.name)
             throw error
         }
-        removeWhenDurable(StagedFile(name: candidate.name))
+        removeWhenDurable(replaced)
         postpone(candidate.entry, milliseconds: 0, .quiet)
     }
 
@@ -232,17 +236,14 @@ extension Publisher {
     private func compose(
         _ candidate: Candidate, _ overlay: Overlay, into target: SharedDescriptor
     ) throws {
-        let bases = try overlay.bases.indices.map { index in
-            SharedDescriptor(try store.openBase(of: candidate.name, overlay, index))
-        }
-        defer { withExtendedLifetime(bases) {} }
+        let bases = try store.openBases(of: candidate.name, overlay)
         let blocks = try bases.reduce(candidate.facts.blocks) {
             try $0 + store.facts(of: $1.descriptor).blocks
         }
         try requireRoom(for: blocks * 512)
-        try OverlaidFile(
-            overlay, changes: candidate.file.descriptor, bases: bases.map(\.descriptor)
-        ).compose(into: target.descriptor, cancellation: candidate.cancellation)
+        try OpenOverlay(overlay, changes: candidate.file, bases: bases).look {
+            try $0.compose(into: target.descriptor, cancellation: candidate.cancellation)
+        }
     }
 
     // MARK: Hashing

@@ -206,12 +206,14 @@ public final class Publisher: @unchecked Sendable {
 
     /// Removes a staging name once what replaced it in the catalog is durable.
     func removeWhenDurable(_ staged: StagedFile) {
-        catalog.afterDurable { [store, logger, name = staged.name, use = staged.use] failure in
+        var staged = staged
+        staged.close()
+        catalog.afterDurable { [store, logger, staged] failure in
             // While it has this name a restart may take it for the inode's bytes: until then nobody
-            // else may have the object's file to write to.
-            defer { withExtendedLifetime(use) {} }
+            // else may have the files of objects that it is or lies over, to write to.
+            defer { withExtendedLifetime(staged) {} }
             guard failure == nil else { return }
-            do { try store.removeStaging(name) } catch {
+            do { try store.removeStaging(staged.name) } catch {
                 logger.warning("a staging file that nobody needs could not be removed: \(error)")
             }
         }

@@ -21,18 +21,18 @@ extension VolumeFileSystem {
             return
         }
         do throws(Errno) {
-            switch vnode.locked({ vnode.state.bytes }) {
+            switch try source(of: vnode) {
             case .inline(let bytes):
                 reply.data(Array(bytes.dropFirst(Int(clamping: offset)).prefix(size)))
             case .extents(let extents):
                 let (end, overflow) = offset.addingReportingOverflow(UInt64(size))
                 guard !overflow else { throw .invalidArgument }
                 read(request, extents, offset..<end, reply.detach())
-            case .staging(let staged) where staged.overlay != nil:
-                reply.data(try readOverlaid(vnode, offset: offset, size: size) ?? [])
-            case .object, .staging, .unloaded:
-                guard let file = try file(of: vnode) else { throw .badFileDescriptor }
+            case .overlay(let overlay):
+                reply.data(try overlay.read(from: offset, size: size))
+            case .file(let file):
                 reply.data(ofFile: file.descriptor.rawValue, offset: offset, size: size)
+            case nil: throw .badFileDescriptor
             }
         } catch { reply.error(error) }
     }
@@ -69,28 +69,11 @@ extension VolumeFileSystem {
                 reply.written(written)
                 return
             }
-            reply.written(try write(data, to: file, at: offset))
+            do throws(StoreError) {
+                reply.written(
+                    try Store.writeSome(data, to: file.descriptor, at: offset))
+            } catch { throw error.errno }
         } catch { reply.error(error) }
-    }
-
-    /// - Returns: how much of it was written: all, unless the disk became full.
-    private func write(
-        _ data: UnsafeRawBufferPointer, to file: SharedDescriptor, at offset: UInt64
-    ) throws(Errno) -> Int {
-        var done = 0
-        while done < data.count {
-            let count = pwrite(
-                file.descriptor.rawValue, data.baseAddress.map { $0 + done }, data.count - done,
-                off_t(offset) + off_t(done))
-            if count < 0 {
-                let error = Errno(rawValue: Glibc.errno)
-                if error == .interrupted { continue }
-                if done > 0 { break }
-                throw error
-            }
-            done += count
-        }
-        return done
     }
 
     static func fits(_ offset: UInt64, _ length: UInt64) -> Bool {
@@ -101,7 +84,7 @@ extension VolumeFileSystem {
     // MARK: Durability
 
     /// At each close: what was written survives a kill of this process from now on, because its
-    /// row is committed (the bytes lie in the staging file already).
+    /// row is kept (the bytes lie in the staging file already).
     public func flush(
         _ request: RequestHeader, handle: UInt64, lockOwner: UInt64, reply: consuming Reply
     ) {

@@ -94,16 +94,30 @@ extension VolumeFileSystem {
         }
     }
 
-    /// The file behind a vnode: the daemon's descriptor, or one for this request.
-    ///
-    /// - Returns: nil where there is no one file: inline bytes, extents, overlays.
-    func file(of vnode: Vnode) throws(Errno) -> SharedDescriptor? {
-        try vnode.locked { () throws(Errno) in
+    /// What answers a READ. Found in one look, because it may change its kind at any other moment.
+    enum Source {
+        case inline([UInt8])
+        case extents([ExtentBytes])
+        /// The daemon's descriptor, or one for this request.
+        case file(SharedDescriptor)
+        case overlay(OpenOverlay)
+    }
+
+    /// - Returns: nil when nothing is loaded, or what was is not here any more.
+    func source(of vnode: Vnode) throws(Errno) -> Source? {
+        try vnode.locked { () throws(Errno) -> Source? in
             switch vnode.state.bytes {
-            case .object(_, let file?): file
-            case .object(let extent, nil): try openObject(extent, for: vnode)
-            case .staging(let staged): staged.overlay == nil ? try readable(staged) : nil
-            default: nil
+            case .unloaded: return nil
+            case .inline(let bytes): return .inline(bytes)
+            case .extents(let extents): return .extents(extents)
+            case .object(_, let file?): return .file(file)
+            case .object(let extent, nil):
+                return try openObject(extent, for: vnode).map(Source.file)
+            case .staging(let staged):
+                if let overlay = try openOverlay(vnode, writing: false) {
+                    return .overlay(overlay)
+                }
+                return .file(try readable(staged))
             }
         }
     }

@@ -18,10 +18,50 @@ struct StagedOverlay {
     var isRowWider = false
 }
 
-/// An overlay's descriptors, kept open as long as this is.
-private struct OpenOverlay: Sendable {
-    let file: OverlaidFile
-    let descriptors: [SharedDescriptor]
+/// An overlay with its files, which stay open as long as this.
+struct OpenOverlay: Sendable {
+    private let file: OverlaidFile
+    private let descriptors: [SharedDescriptor]
+
+    init(_ map: Overlay, changes: SharedDescriptor, bases: [SharedDescriptor]) {
+        file = OverlaidFile(
+            map, changes: changes.descriptor, bases: bases.map(\.descriptor))
+        descriptors = bases + [changes]
+    }
+
+    func look<T, Failure: Error>(
+        _ body: (OverlaidFile) throws(Failure) -> T
+    ) throws(Failure) -> T {
+        defer { withExtendedLifetime(descriptors) {} }
+        return try body(file)
+    }
+
+    func read(from offset: UInt64, size: Int) throws(Errno) -> [UInt8] {
+        do throws(StoreError) {
+            return try look { file throws(StoreError) in try file.bytes(from: offset, size: size) }
+        } catch { throw error.errno }
+    }
+
+    func seek(from offset: UInt64, toHole: Bool) throws(Errno) -> UInt64 {
+        do throws(StoreError) {
+            return try look { file throws(StoreError) in
+                try file.seek(from: offset, toHole: toHole)
+            }
+        } catch { throw error.errno }
+    }
+}
+
+extension Store {
+    /// What shows through an overlay.
+    func openBases(
+        of name: StagingName, _ overlay: Overlay
+    ) throws(StoreError) -> [SharedDescriptor] {
+        var bases: [SharedDescriptor] = []
+        for index in overlay.bases.indices {
+            bases.append(SharedDescriptor(try openBase(of: name, overlay, index)))
+        }
+        return bases
+    }
 }
 
 // Large files on disks that cannot share blocks: a writer's private version has the changed blocks
@@ -51,35 +91,18 @@ extension VolumeFileSystem {
     // MARK: Its bytes
 
     /// nil for a vnode without an overlay. Under its lock.
-    private func openOverlay(_ vnode: Vnode, writing: Bool) throws -> OpenOverlay? {
+    func openOverlay(_ vnode: Vnode, writing: Bool) throws(Errno) -> OpenOverlay? {
         guard var staged = vnode.state.staged, var overlay = staged.overlay else { return nil }
         let changes = try writing ? writable(staged) : readable(staged)
         if overlay.bases.isEmpty {
-            overlay.bases = try overlay.map.bases.indices.map { index in
-                SharedDescriptor(try store.openBase(of: staged.name, overlay.map, index))
-            }
+            do throws(StoreError) {
+                overlay.bases = try store.openBases(of: staged.name, overlay.map)
+            } catch { throw error.errno }
             staged.overlay = overlay
             // Closed again with the staging file.
             if vnode.state.opens > 0 { vnode.state.bytes = .staging(staged) }
         }
-        return OpenOverlay(
-            file: OverlaidFile(
-                overlay.map, changes: changes.descriptor,
-                bases: overlay.bases.map(\.descriptor)),
-            descriptors: overlay.bases + [changes])
-    }
-
-    /// Looks at an overlay's bytes, which others may change meanwhile.
-    ///
-    /// - Returns: nil for a vnode without one.
-    private func look<T>(
-        _ vnode: Vnode, _ what: StaticString, _ body: (OverlaidFile) throws -> T
-    ) throws(Errno) -> T? {
-        do {
-            let opened = try vnode.locked { try openOverlay(vnode, writing: false) }
-            defer { withExtendedLifetime(opened) {} }
-            return try opened.map { try body($0.file) }
-        } catch { throw errno(error, what) }
+        return OpenOverlay(overlay.map, changes: changes, bases: overlay.bases)
     }
 
     /// Changes an overlay, one after the other.
@@ -90,20 +113,9 @@ extension VolumeFileSystem {
     ) throws(Errno) -> T? {
         do {
             return try vnode.locked {
-                let opened = try openOverlay(vnode, writing: true)
-                defer { withExtendedLifetime(opened) {} }
-                return try opened.map { try body($0.file) }
+                try openOverlay(vnode, writing: true)?.look(body)
             }
         } catch { throw errno(error, what) }
-    }
-
-    /// What a READ of an overlay answers with; nil for a vnode without one.
-    func readOverlaid(_ vnode: Vnode, offset: UInt64, size: Int) throws(Errno) -> [UInt8]? {
-        try look(vnode, "read") { file in
-            let length = try file.length
-            guard offset < length else { return [] }
-            return try file.bytes(in: offset..<min(offset + UInt64(size), length))
-        }
     }
 
     /// - Returns: how much was written; nil for a vnode without an overlay.
@@ -113,22 +125,6 @@ extension VolumeFileSystem {
         try change(vnode, "write") { file in
             if try offset + UInt64(data.count) > file.length { try beforeGrowing(vnode) }
             return try file.change(data, at: offset)
-        }
-    }
-
-    /// SEEK_DATA and SEEK_HOLE: what shows through counts as data.
-    func seekOverlaid(
-        _ vnode: Vnode, offset: UInt64, toHole: Bool
-    ) throws(Errno) -> UInt64? {
-        try look(vnode, "lseek") { file in
-            let length = try file.length
-            guard offset < length else { throw Errno.noSuchAddressOrDevice }
-            let segments = try file.segments(in: offset..<length)
-            if let found = segments.first(where: { ($0.source == .zeros) == toHole }) {
-                return found.range.lowerBound
-            }
-            guard toHole else { throw Errno.noSuchAddressOrDevice }
-            return length
         }
     }
 

@@ -49,21 +49,20 @@ extension VolumeFileSystem {
         do throws(Errno) {
             guard let vnode = handles.handle(handle)?.vnode else { throw .badFileDescriptor }
             let toHole = whence == Self.seekHole
-            if let found = try seekOverlaid(vnode, offset: offset, toHole: toHole) {
-                reply.lseek(found)
-                return
-            }
-            if let file = try file(of: vnode) {
+            switch try source(of: vnode) {
+            case .overlay(let overlay):
+                reply.lseek(try overlay.seek(from: offset, toHole: toHole))
+            case .file(let file):
                 do throws(StoreError) {
                     reply.lseek(
                         try store.seek(file.descriptor, from: offset, toHole: toHole))
                 } catch { throw error.errno }
-                return
+            case .inline, .extents, nil:
+                // Without a file all counts as data up to the end.
+                let size = vnode.locked { vnode.state.version?.content.length ?? 0 }
+                guard offset < size else { throw .noSuchAddressOrDevice }
+                reply.lseek(toHole ? size : offset)
             }
-            // Without a file all counts as data up to the end.
-            let size = vnode.locked { vnode.state.version?.content.length ?? 0 }
-            guard offset < size else { throw .noSuchAddressOrDevice }
-            reply.lseek(toHole ? size : offset)
         } catch { reply.error(error) }
     }
 
@@ -73,7 +72,9 @@ extension VolumeFileSystem {
         do throws(Errno) {
             guard let source = handles.handle(copy.handle) else { throw .badFileDescriptor }
             // EXDEV: the kernel copies through the page cache instead.
-            guard let file = try file(of: source.vnode) else { throw .improperLink }
+            guard case .file(let file) = try self.source(of: source.vnode) else {
+                throw .improperLink
+            }
             let (vnode, target) = try writableFile(copy.targetHandle)
             guard vnode.locked({ vnode.state.staged?.overlay == nil }) else { throw .improperLink }
             let limit = sharesBlocks ? Self.sharedBytesMax : Self.copiedBytesMax

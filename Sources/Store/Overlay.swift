@@ -28,10 +28,8 @@ public struct Overlay: Hashable, Sendable {
 
     /// What was cut off does not come back when the file grows again.
     public mutating func cut(to length: UInt64) {
-        visible = visible.compactMap { range in
-            let rest = range.clamped(to: 0..<length)
-            return rest.isEmpty ? nil : rest
-        }
+        // Never more stretches than before.
+        _ = hide(length..<UInt64.max)
     }
 
     /// Zeros instead, where nothing was changed.
@@ -182,6 +180,25 @@ public struct OverlaidFile: Sendable {
         appendZeros(to: range.upperBound)
     }
 
+    /// What a read gets: less at the end of the file, nothing behind it.
+    public func bytes(from offset: UInt64, size: Int) throws(StoreError) -> [UInt8] {
+        let length = try length
+        guard offset < length else { return [] }
+        return try bytes(in: offset..<min(offset + UInt64(size), length))
+    }
+
+    /// The offset of the next data or hole; what shows through counts as data. Throws ENXIO where
+    /// there is none.
+    public func seek(from offset: UInt64, toHole: Bool) throws(StoreError) -> UInt64 {
+        let length = try length
+        if offset < length {
+            let found = try segments(in: offset..<length).first { ($0.source == .zeros) == toHole }
+            if let found { return found.range.lowerBound }
+            if toHole { return length }
+        }
+        throw StoreError("lseek", .noSuchAddressOrDevice)
+    }
+
     /// The bytes of a range within the file.
     public func bytes(in range: Range<UInt64>) throws(StoreError) -> [UInt8] {
         var bytes = [UInt8](repeating: 0, count: range.count)
@@ -221,22 +238,7 @@ public struct OverlaidFile: Sendable {
         if end / Overlay.blockBytes != offset / Overlay.blockBytes {
             try keepBlock(at: end, besides: offset..<end, length)
         }
-        var done = 0
-        while done < data.count {
-            let rest = UnsafeRawBufferPointer(rebasing: data[done...])
-            do throws(StoreError) {
-                done += Int(
-                    try system("write staging") {
-                        cstore_pwrite(
-                            changes.rawValue, rest.baseAddress, UInt64(rest.count),
-                            offset + UInt64(done))
-                    })
-            } catch {
-                guard done > 0 else { throw error }
-                break
-            }
-        }
-        return done
+        return try Store.writeSome(data, to: changes, at: offset)
     }
 
     /// Puts what shows through in a block into it: changes nothing that is read.

@@ -12,6 +12,30 @@ extension Store {
         try system("fallocate") { cstore_fallocate(file.rawValue, mode, offset, length) }
     }
 
+    /// Writes at an offset.
+    ///
+    /// - Returns: how much was written: all, unless the disk became full on the way.
+    public static func writeSome(
+        _ data: UnsafeRawBufferPointer, to file: FileDescriptor, at offset: UInt64
+    ) throws(StoreError) -> Int {
+        var done = 0
+        while done < data.count {
+            let rest = UnsafeRawBufferPointer(rebasing: data[done...])
+            do throws(StoreError) {
+                done += Int(
+                    try system("write staging") {
+                        cstore_pwrite(
+                            file.rawValue, rest.baseAddress, UInt64(rest.count),
+                            offset + UInt64(done))
+                    })
+            } catch {
+                guard done > 0 else { throw error }
+                break
+            }
+        }
+        return done
+    }
+
     /// Copies up to `length` bytes; how many it were. The corresponding C function is
     /// `copy_file_range`.
     public func copySome(
