@@ -64,10 +64,8 @@ extension EndToEnd {
             "After kill -9 everything is there that was answered, also without an fsync",
             arguments: [[], ["--no-passthrough"]])
         func killWithoutSync(options: [String]) async throws {
-            try await Workshop.open { workshop in
-                let node = try NodeProcess(
-                    "a", on: try await Network(workshop).host(), options: options)
-                try await node.create()
+            try await Solo.open(options) { solo in
+                let (workshop, node) = (solo.workshop, solo.node)
                 let ledger = try workshop.write("", to: "ledger")
                 for round in 0..<4 {
                     let before = FileBytes.read(ledger).count { $0 == 0x0A }
@@ -153,11 +151,8 @@ extension EndToEnd {
 
         @Test("A power cut during an edit or a replacement leaves the old version or the new one")
         func powerCut() async throws {
-            try await Workshop.open { workshop in
-                let host = try await Network(workshop).host()
-                let disk = try await Disk(workshop, "cut", .ext4(megabytes: 900))
-                let node = try NodeProcess("a", on: host, disk: disk)
-                try await node.create()
+            try await Solo.open(on: .ext4(megabytes: 900)) { solo in
+                let (host, disk, node) = (solo.host, solo.disk, solo.node)
                 // What is small is copied at once, what is large on a thread of its own.
                 let sizes = [1000, 100_000, 3_000_000]
                 for size in sizes {
@@ -177,7 +172,7 @@ extension EndToEnd {
                     Shell.bash(
                         "cd \"$1\"\n" + (edits + replacements).joined(separator: "\n")
                             + "\ntouch done; exec sleep 60", [node[""]]),
-                    log: "\(workshop.directory)/writer.log")
+                    log: "\(solo.workshop.directory)/writer.log")
                 try await node.sees("done")
                 // The rows are durable by now; the kernel has written nothing by itself.
                 try await node.sh("sync done").succeeded()

@@ -49,11 +49,8 @@ extension EndToEnd {
 
         @Test("The reserve is there again as soon as there is room; without it only room is made")
         func reserve() async throws {
-            try await Workshop.open { workshop in
-                let host = try await Network(workshop).host()
-                let disk = try await Disk(workshop, "small", .ext4(megabytes: 400))
-                let node = try NodeProcess("a", on: host, disk: disk)
-                try await node.create()
+            try await Solo.open(on: .ext4(megabytes: 400)) { solo in
+                let (host, disk, node) = (solo.host, solo.disk, solo.node)
                 try await node.sh("head -c 1M /dev/urandom >large; seq 100 >small").succeeded()
                 try await node.settle()
                 let reserve = "\(node.root)/reserve"

@@ -10,28 +10,22 @@ extension EndToEnd {
     @Suite("Kills in the middle", .serialized, .timeLimit(.minutes(Bounds.isLong ? 240 : 5)))
     struct Kills {
         private static let kills = Bounds.isLong ? 400 : 25
-        private static let seed =
-            environment("DELUGEFS_TEST_SEED").flatMap { UInt64($0) } ?? 1
 
         @Test(
             "Killed in any operation, a node has all that was answered before, and nothing torn",
             arguments: [[], ["--no-passthrough"]])
         func anyOperation(options: [String]) async throws {
-            print("Seeds of the kills begin at DELUGEFS_TEST_SEED=\(Self.seed)")
-            try await Workshop.open { workshop in
-                let host = try await Network(workshop).host()
-                let oracle = try await Disk(workshop, "oracle", .ext4(megabytes: 512))
-                try await host.sh("mount -o remount,noatime,nosuid,nodev \"$1\"", oracle.path)
-                    .succeeded()
-                let disk = try await Disk(workshop, "root", .ext4(megabytes: 2048))
-                let node = try NodeProcess("a", on: host, disk: disk, options: options)
-                try await node.create()
+            print("Seeds of the kills begin at DELUGEFS_TEST_SEED=\(ModelGenerator.seed)")
+            try await Solo.open(on: .ext4(megabytes: 2048), options) { solo in
+                let (host, node) = (solo.host, solo.node)
+                let oracle = try await Disk.oracle(solo.workshop)
                 let mount = try #require(node.mount)
                 var met: [Int: Int] = [:]
                 for number in 0..<Self.kills {
-                    var random = SeededGenerator(seed: Self.seed &+ UInt64(number))
+                    var random = SeededGenerator(seed: ModelGenerator.seed &+ UInt64(number))
                     let kill = Kill(
-                        seed: Self.seed &+ UInt64(number), oracle: oracle.path, mount: mount,
+                        seed: ModelGenerator.seed &+ UInt64(number), oracle: oracle.path,
+                        mount: mount,
                         number: number,
                         of: Self.kills, &random)
                     let pid = try #require(node.pid)

@@ -4,6 +4,9 @@ import Simulation
 /// Draws sequences of operations: a few names, so that they meet; sizes around the bounds where
 /// content is kept in another way; single calls, and phrases as programs use them.
 struct ModelGenerator {
+    /// Of a run's first sequence.
+    static let seed = environment("DELUGEFS_TEST_SEED").flatMap { UInt64($0) } ?? 1
+
     private var random: SeededGenerator
     private(set) var operations: [ModelOperation] = []
     private var actor = 0

@@ -15,12 +15,10 @@ extension EndToEnd {
         private static let threads = 4
         /// Trees to look at once more after a restart.
         private static let keptEvery = Bounds.isLong ? 50 : 8
-        private static let seed =
-            environment("DELUGEFS_TEST_SEED").flatMap { UInt64($0) } ?? 1
 
         @Test("Random operations of several actors come out as on ext4", arguments: modes)
         func randomOperations(options: [String]) async throws {
-            print("Seeds of the model begin at DELUGEFS_TEST_SEED=\(Self.seed)")
+            print("Seeds of the model begin at DELUGEFS_TEST_SEED=\(ModelGenerator.seed)")
             try await Self.compare(options) { comparison, node in
                 let next = Atomic<Int>(0)
                 let failure = Mutex<(any Error)?>(nil)
@@ -61,30 +59,23 @@ extension EndToEnd {
             _ options: [String],
             _ body: (ModelComparison, NodeProcess) async throws -> Void
         ) async throws {
-            try await Workshop.open { workshop in
-                let host = try await Network(workshop).host()
-                let oracle = try await Disk(workshop, "oracle", .ext4(megabytes: 4096))
-                // As the mount is, which keeps access times that were set only.
-                try await host.sh("mount -o remount,noatime,nosuid,nodev \"$1\"", oracle.path)
-                    .succeeded()
-                let disk = try await Disk(workshop, "root", .ext4(megabytes: 4096))
-                let node = try NodeProcess("a", on: host, disk: disk, options: options)
-                try await node.create()
-                let mount = try #require(node.mount)
-                try await body(ModelComparison(oracle: oracle.path, subject: mount), node)
+            try await Solo.open(on: .ext4(megabytes: 4096), options) { solo in
+                let oracle = try await Disk.oracle(solo.workshop)
+                let mount = try #require(solo.node.mount)
+                try await body(ModelComparison(oracle: oracle.path, subject: mount), solo.node)
             }
         }
 
         /// - Throws: `Failure` with a short sequence that fails.
         private static func run(_ number: Int, _ comparison: ModelComparison) throws {
             let operations = ModelGenerator.sequence(
-                seed: seed &+ UInt64(number), count: operationsPerSequence)
+                seed: ModelGenerator.seed &+ UInt64(number), count: operationsPerSequence)
             let keeps = number % keptEvery == 0
             guard let found = try comparison.difference(operations, keeps: keeps) else { return }
             let (rest, last) = try comparison.shrunk(operations, found)
             let lines = rest.map { "    \($0)," }.joined(separator: "\n")
             throw Failure(
-                "Seed \(seed &+ UInt64(number)): \(found)\nShrunk to \(rest.count) operations: \(last)\n[\n\(lines)\n]"
+                "Seed \(ModelGenerator.seed &+ UInt64(number)): \(found)\nShrunk to \(rest.count) operations: \(last)\n[\n\(lines)\n]"
             )
         }
     }

@@ -373,9 +373,7 @@ final class ModelWorld {
     }
 
     /// Everything below the directory, sorted, and what open files have, also those without a name.
-    ///
-    /// - Parameter ofOneNode: with what each node has for itself.
-    func state(ofOneNode: Bool = true) -> [String] {
+    func state() -> [String] {
         var lines: [String] = []
         var inodes: [UInt64: String] = [:]
         append(&lines, "", &inodes)

@@ -58,14 +58,11 @@ extension EndToEnd {
         private static func open(
             _ options: [String] = [], _ body: (Pair) async throws -> Void
         ) async throws {
-            try await Workshop.open { workshop in
-                let host = try await Network(workshop).host()
-                let disk = try await Disk(workshop, "large", .ext4(megabytes: 1500))
-                let node = try NodeProcess("a", on: host, disk: disk, options: options)
-                try await node.create()
+            try await Solo.open(on: .ext4(megabytes: 1500), options) { solo in
+                let node = solo.node
                 let pair = Pair(
-                    workshop: workshop, node: node, twin: "\(workshop.directory)/twin")
-                try await host.sh(
+                    workshop: solo.workshop, node: node, twin: "\(solo.workshop.directory)/twin")
+                try await solo.host.sh(
                     "head -c \(length) /dev/urandom >\"$1\"; cp \"$1\" \"$2\"", pair.twin,
                     node["file"], timeout: Bounds.transfer
                 ).succeeded()
@@ -181,6 +178,28 @@ extension EndToEnd {
                     cat file*conflict*
                     """, other[""], pair.twin, timeout: Bounds.transfer)
                 #expect(outcome.output == "there\n", "\(outcome.report)")
+            }
+        }
+
+        @Test("A reader never sees an end before the end while changes are put together")
+        func readersMeanwhile() async throws {
+            try await Self.open(["--no-passthrough"]) { pair in
+                let outcome = try await pair.node.sh(
+                    """
+                    perl -MFcntl -e '
+                        sysopen my $f, "file", O_RDONLY | 040000 or die "open: $!";
+                        until (-e $ARGV[0]) {
+                            sysseek $f, 4096, 0;
+                            my $count = sysread $f, my $bytes, 4096;
+                            $count == 4096 or die defined $count ? "only $count" : "read: $!";
+                        }' "$1" &
+                    for i in {1..12}; do
+                        printf $i | dd of=file bs=1 seek=9000000 conv=notrunc status=none
+                        sleep 0.4
+                    done
+                    touch "$1"; wait $!
+                    """, "\(pair.workshop.directory)/end", timeout: Bounds.transfer)
+                #expect(outcome.isSuccess, "\(outcome.report)")
             }
         }
 

@@ -8,12 +8,7 @@ extension EndToEnd {
         private static func one(
             _ options: [String] = [], _ body: (NodeProcess) async throws -> Void
         ) async throws {
-            try await Workshop.open { workshop in
-                let host = try await Network(workshop).host()
-                let node = try NodeProcess("a", on: host, options: options)
-                try await node.create()
-                try await body(node)
-            }
+            try await Solo.open(options) { try await body($0.node) }
         }
 
         @Test("A file that is looked at while it is published never shows an earlier size")
@@ -118,11 +113,8 @@ extension EndToEnd {
 
         @Test("A copy that shares its blocks with a file is known as that, a changed one is not")
         func copies() async throws {
-            try await Workshop.open { workshop in
-                let host = try await Network(workshop).host()
-                let disk = try await Disk(workshop, "sharing", .btrfs(megabytes: 800))
-                let node = try NodeProcess("a", on: host, disk: disk)
-                try await node.create()
+            try await Solo.open(on: .btrfs(megabytes: 800)) { solo in
+                let node = solo.node
                 try await node.sh("head -c 90M /dev/urandom >file").succeeded()
                 try await node.settle()
                 try await node.sh(

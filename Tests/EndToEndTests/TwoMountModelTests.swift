@@ -9,17 +9,15 @@ extension EndToEnd {
         private static let sequences = 16
         private static let turns = Bounds.isLong ? 400 : 16
         private static let operationsPerTurn = 25
-        private static let seed =
-            environment("DELUGEFS_TEST_SEED").flatMap { UInt64($0) } ?? 1
 
         @Test("Random operations on two nodes in turn come out as on ext4, and both nodes agree")
         func turns() async throws {
-            print("Seeds of the model on two mounts begin at DELUGEFS_TEST_SEED=\(Self.seed)")
+            print(
+                "Seeds of the model on two mounts begin at DELUGEFS_TEST_SEED=\(ModelGenerator.seed)"
+            )
             try await Workshop.open { workshop in
                 let network = try await Network(workshop)
-                let oracle = try await Disk(workshop, "oracle", .ext4(megabytes: 4096))
-                try await Shell.run(["mount", "-o", "remount,noatime,nosuid,nodev", oracle.path])
-                    .succeeded()
+                let oracle = try await Disk.oracle(workshop)
                 var nodes: [NodeProcess] = []
                 for name in ["a", "b"] {
                     let disk = try await Disk(workshop, "root-\(name)", .ext4(megabytes: 4096))
@@ -31,7 +29,7 @@ extension EndToEnd {
                 let mounts = [oracle.path] + nodes.compactMap(\.mount)
                 let sequences = try (0..<Self.sequences).map { number in
                     try Sequence(
-                        seed: Self.seed &+ UInt64(number), mounts: mounts,
+                        seed: ModelGenerator.seed &+ UInt64(number), mounts: mounts,
                         count: Self.turns * Self.operationsPerTurn)
                 }
                 try await nodes[0].settle()
