@@ -23,7 +23,8 @@ struct SeededGenerator: RandomNumberGenerator {
 
 /// A new seed each run, printed, so that a failure can be repeated by writing it here.
 func newSeed(_ test: String = #function) -> UInt64 {
-    let seed = UInt64.random(in: 0...UInt64(UInt32.max))
+    let given = ProcessInfo.processInfo.environment["DELUGEFS_TEST_SEED"].flatMap { UInt64($0) }
+    let seed = given ?? UInt64.random(in: 0...UInt64(UInt32.max))
     print("seed of \(test): \(seed)")
     return seed
 }
