@@ -1,3 +1,4 @@
+internal import Synchronization
 internal import SystemPackage
 public import Volume
 
@@ -52,8 +53,10 @@ extension Catalog {
     ///
     /// What is not reachable yet (new inodes, the inside of new directories) is written in chunks
     /// between which operations go on; what is visible changes in one operation, which sets
-    /// `applied`. If that throws, or the process dies before it, the rows of the chunks are orphans
-    /// and applying again uses them.
+    /// `applied`. If that throws, the rows of the chunks are taken back: the next difference may want
+    /// them elsewhere. If the process dies before it, they are orphans, which a start reaps.
+    ///
+    /// One at a time.
     ///
     /// - Parameter isPinned: whether an inode is open: then it is kept when its last link goes, as is
     ///   one with a staging file. Called with the catalog's lock held; must not call the catalog.
@@ -64,15 +67,60 @@ extension Catalog {
     ) throws -> AppliedEffects {
         let lastContent = try read { try $0.lastContentNumber() }
         let clock = ContinuousClock()
-        var rest = difference
-        let newborn = try insertUnseen(&rest, isPinned, clock)
-        try fillUnseen(&rest, newborn: newborn, clock)
-        return try perform { transaction in
-            var application = Application(transaction, isPinned, newborn: newborn)
-            var effects = try application.run(rest, commit: commit)
-            let last = try transaction.lastContentNumber()
-            if last > lastContent { effects.newContents = lastContent + 1...last }
+        // Here only where taking them back failed as well.
+        try discardUnseen(clock)
+        do {
+            var rest = difference
+            try insertUnseen(&rest, isPinned, clock)
+            let newborn = unseen.withLock(\.self)
+            try fillUnseen(&rest, newborn: newborn, clock)
+            let effects = try perform { transaction in
+                var application = Application(transaction, isPinned, newborn: newborn)
+                var effects = try application.run(rest, commit: commit)
+                let last = try transaction.lastContentNumber()
+                if last > lastContent { effects.newContents = lastContent + 1...last }
+                return effects
+            }
+            unseen.withLock { $0 = [] }
             return effects
+        } catch {
+            try? discardUnseen(clock)
+            throw error
+        }
+    }
+
+    /// Removes what is in `unseen`, whose rows lead to each other alone: the links first.
+    private func discardUnseen(_ clock: ContinuousClock) throws {
+        let ids = unseen.withLock(\.self).sorted()
+        try inChunks(ids, clock) { application, id in
+            guard let row = try application.transaction.inode(id: id), row.isDirectory else {
+                return
+            }
+            try application.transaction.detachAll(in: row.ino)
+        }
+        try inChunks(ids, clock) { application, id in
+            guard let row = try application.transaction.inode(id: id) else { return }
+            try application.transaction.reap(row.ino)
+        }
+        unseen.withLock { $0 = [] }
+    }
+
+    /// Calls the body for each, in operations that take `applyChunk` or little more.
+    private func inChunks<Item>(
+        _ items: [Item], _ clock: ContinuousClock,
+        _ isPinned: @escaping (InodeNumber) -> Bool = { _ in false },
+        _ body: (inout Application, Item) throws -> Void
+    ) throws {
+        var index = 0
+        while index < items.count {
+            let deadline = clock.now + Self.applyChunk
+            try perform { transaction in
+                var application = Application(transaction, isPinned)
+                repeat {
+                    try body(&application, items[index])
+                    index += 1
+                } while index < items.count && clock.now < deadline
+            }
         }
     }
 
@@ -80,28 +128,17 @@ extension Catalog {
     private func insertUnseen(
         _ rest: inout TreeDifference, _ isPinned: @escaping (InodeNumber) -> Bool,
         _ clock: ContinuousClock
-    ) throws -> Set<LineageID> {
-        var newborn: Set<LineageID> = []
+    ) throws {
         let records = rest.records.values.compactMap(\.self).sorted { $0.id < $1.id }
-        var index = 0
-        while index < records.count {
-            let deadline = clock.now + Self.applyChunk
-            try perform { transaction in
-                var application = Application(transaction, isPinned)
-                repeat {
-                    let record = records[index]
-                    index += 1
-                    // A record removed here and not committed yet is settled with the rest.
-                    guard try transaction.inode(id: record.id) == nil,
-                        try !transaction.isDirty(record.id)
-                    else { continue }
-                    try application.insert(record)
-                    newborn.insert(record.id)
-                } while index < records.count && clock.now < deadline
-            }
+        try inChunks(records, clock, isPinned) { application, record in
+            // A record removed here and not committed yet is settled with the rest.
+            guard try application.transaction.inode(id: record.id) == nil,
+                try !application.transaction.isDirty(record.id)
+            else { return }
+            try application.insert(record)
+            unseen.withLock { _ = $0.insert(record.id) }
         }
-        for id in newborn { rest.records.removeValue(forKey: id) }
-        return newborn
+        for id in unseen.withLock(\.self) { rest.records.removeValue(forKey: id) }
     }
 
     /// Links new inodes into new directories: places that nobody can reach yet.
@@ -114,16 +151,8 @@ extension Catalog {
             newborn.contains($0.place.directory) && newborn.contains($0.link.target)
                 && $0.place.directory != .root
         }.sorted { $0.place < $1.place }
-        var index = 0
-        while index < entries.count {
-            let deadline = clock.now + Self.applyChunk
-            try perform { transaction in
-                var application = Application(transaction) { _ in false }
-                repeat {
-                    try application.set(entries[index].place, entries[index].link)
-                    index += 1
-                } while index < entries.count && clock.now < deadline
-            }
+        try inChunks(entries, clock) { application, entry in
+            try application.set(entry.place, entry.link)
         }
         for entry in entries { rest.places.removeValue(forKey: entry.place) }
     }
@@ -140,7 +169,7 @@ extension Reader {
 /// Nothing here marks anything dirty: the rows become what a commit says. What is dirty and touched by
 /// the difference is either merged group by group, where the later stamp decides, or refused.
 struct Application {
-    private let transaction: Transaction
+    let transaction: Transaction
     private let isPinned: (InodeNumber) -> Bool
     /// Inserted by the operations before this one.
     private let newborn: Set<LineageID>
@@ -197,12 +226,15 @@ struct Application {
                 throw ApplyConflict(
                     "\(place.name) in \(place.directory.rawValue) changed here as well")
             }
-            guard let link, !newborn.contains(link.target),
-                let target = try transaction.inode(id: link.target)
-            else { continue }
-            if try !target.isLinked && transaction.isDirty(target.id) {
+            guard let link else { continue }
+            if try isRemovedHere(place.directory) {
                 throw ApplyConflict(
-                    "inode \(target.id.rawValue) was removed here and moved elsewhere")
+                    "directory \(place.directory.rawValue) was removed here and got entries elsewhere"
+                )
+            }
+            if try isRemovedHere(link.target) {
+                throw ApplyConflict(
+                    "inode \(link.target.rawValue) was removed here and moved elsewhere")
             }
         }
         for case (let id, nil) in difference.records {
@@ -213,16 +245,21 @@ struct Application {
         }
     }
 
+    /// Removed and in no commit without it yet, whether or not the row is there still: it is while the
+    /// inode is open. What is done to such a row would go with the next commit, and elsewhere too.
+    private func isRemovedHere(_ id: LineageID) throws(Errno) -> Bool {
+        guard !newborn.contains(id), try transaction.isDirty(id) else { return false }
+        return try transaction.inode(id: id)?.isLinked != true
+    }
+
     // MARK: - Records
 
     private mutating func set(_ id: LineageID, _ record: Record) throws {
         try transaction.observe(record.newestStamp)
-        guard let found = try transaction.inode(id: id) else {
-            guard try !transaction.isDirty(id) else {
-                throw ApplyConflict("inode \(id.rawValue) was removed here and changed elsewhere")
-            }
-            return try insert(record)
+        guard try !isRemovedHere(id) else {
+            throw ApplyConflict("inode \(id.rawValue) was removed here and changed elsewhere")
         }
+        guard let found = try transaction.inode(id: id) else { return try insert(record) }
         guard found.kind == record.content.value.body.kind else {
             throw ApplyConflict("inode \(id.rawValue) changed its kind")
         }

@@ -1,5 +1,6 @@
 internal import GRDB
 internal import Glibc
+internal import Synchronization
 public import SystemPackage
 public import Volume
 
@@ -49,6 +50,8 @@ public final class Catalog: Sendable {
     private let checkpointer: Checkpointer
     private let durableReader: DurableReader
     private let preallocation: Preallocation
+    /// The inodes of an `apply` under way that nothing visible leads to.
+    let unseen = Mutex<Set<LineageID>>([])
 
     /// Opens or makes the database. One process at a time: the caller holds the root's lock.
     ///

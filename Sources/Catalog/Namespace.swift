@@ -150,13 +150,15 @@ extension Transaction {
     public func reap(_ ino: InodeNumber) throws(Errno) -> Bool {
         guard let inode = try inode(ino) else { return false }
         guard !inode.isLinked, try lostName(of: ino) == nil else { return false }
-        if inode.isDirectory {
-            for entry in try list(ino, after: 0, limit: .max) {
-                try detach(ino, entry.name, entry.target.ino)
-            }
-        }
+        if inode.isDirectory { try detachAll(in: ino) }
         try delete(inode)
         return true
+    }
+
+    func detachAll(in directory: InodeNumber) throws(Errno) {
+        for entry in try list(directory, after: 0, limit: .max) {
+            try detach(directory, entry.name, entry.target.ino)
+        }
     }
 
     func delete(_ inode: InodeRow) throws(Errno) {

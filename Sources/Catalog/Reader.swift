@@ -162,12 +162,11 @@ public class Reader {
     }
 
     /// The directories from this one (inclusive) to the top. Stops where a directory is linked
-    /// nowhere.
+    /// nowhere, and deeper than any may be: while a commit is being applied there may be circles.
     func ancestors(of directory: InodeNumber) throws(Errno) -> [InodeNumber] {
         var found = [directory]
         var current = directory
-        while current != .root {
-            guard found.count <= Limits.directoryDepthMax + 1 else { throw .ioError }
+        while current != .root, found.count <= Limits.directoryDepthMax + 1 {
             let parent = try connection.first("SELECT parent FROM inode WHERE ino = ?", current) {
                 row in row.isNull(0) ? nil : InodeNumber(rawValue: row.uint64(0))
             }

@@ -1,5 +1,6 @@
 import Catalog
 import Simulation
+import Synchronization
 import SystemPackage
 import Testing
 import Volume
@@ -109,15 +110,25 @@ func expectSame(_ a: Catalog, _ b: Catalog) throws {
     }
 }
 
-/// Nodes 1 and 2; the first has a top directory.
+/// Nodes 1 and 2; the first has a top directory. With a seed, their identities and clocks are the same
+/// each time.
 func withTwo(
-    _ body: (Catalog, Catalog, MemoryObjects) throws -> Void
+    seed: UInt64? = nil, _ body: (Catalog, Catalog, MemoryObjects) throws -> Void
 ) throws {
+    func chosen(_ node: UInt64) -> Catalog.Options {
+        var options = options(node: node)
+        guard let seed else { return options }
+        let generator = Mutex(SeededGenerator(seed: seed &+ node))
+        let clock = Atomic<UInt64>(1_700_000_000_000)
+        options.random = { generator.withLock { $0.next() } }
+        options.wallMilliseconds = { clock.add(1, ordering: .relaxed).newValue }
+        return options
+    }
     try withDirectory { one in
         try withDirectory { two in
-            let a = try openCatalog(one, options(node: 1))
+            let a = try openCatalog(one, chosen(1))
             defer { a.close() }
-            let b = try openCatalog(two, options(node: 2))
+            let b = try openCatalog(two, chosen(2))
             defer { b.close() }
             try makeRoot(a)
             try body(a, b, MemoryObjects())
