@@ -44,8 +44,11 @@ extension VolumeFileSystem {
                     return
                 }
             }
-            try setFields(vnode, changes)
-            let (attributes, valid) = try shown(vnode)
+            let time = vnodes.recorded
+            let (attributes, valid) =
+                if let inode = try setFields(vnode, changes) {
+                    shown(inode, readAt: time, vnode)
+                } else { try shown(vnode) }
             reply.attributes(attributes, valid: valid)
         } catch { reply.error(error) }
     }
@@ -63,7 +66,7 @@ extension VolumeFileSystem {
                 vnode.unlock()
                 return
             }
-            try setFields(vnode, changes)
+            _ = try setFields(vnode, changes)
             // A change from elsewhere may have been announced while this request waited: then the
             // kernel must not keep the answer.
             reply.attributes(try shown(vnode).0, valid: .zero)
@@ -94,7 +97,8 @@ extension VolumeFileSystem {
         return true
     }
 
-    private func setFields(_ vnode: Vnode, _ changes: SetAttributes) throws(Errno) {
+    /// - Returns: the inode afterwards; nil: as it is in the catalog.
+    private func setFields(_ vnode: Vnode, _ changes: SetAttributes) throws(Errno) -> Inode? {
         let fields = changes.fields
         let now = Volume.Timestamp.now
         var update = AttributeChange()
@@ -121,18 +125,20 @@ extension VolumeFileSystem {
         }
         let (change, privileges) = (update, dropped)
         let isChange = change != AttributeChange() || fields.contains(.ctime)
-        guard isChange || !privileges.isEmpty else { return }
-        try vnode.locked { () throws(Errno) in
+        guard isChange || !privileges.isEmpty else { return nil }
+        let inode = try vnode.locked { () throws(Errno) -> Inode? in
             let row = try setTime(vnode, change)
             vnode.state.isUncommitted = true
-            try perform("setattr") { tx throws(Errno) in
+            let inode = try perform("setattr") { tx throws(Errno) -> Inode? in
                 try drop(privileges, of: vnode.ino, tx)
-                if isChange { _ = try tx.setAttributes(vnode.ino, row, now: now) }
+                return isChange ? try tx.setAttributes(vnode.ino, row, now: now) : nil
             }
             // Who has it open for writing through the kernel goes on so; see docs/posix.md.
             if let mode = change.mode, mode & 0o6000 != 0 { vnode.state.privileges.insert(.setID) }
+            return inode
         }
         changed()
+        return inode
     }
 
     /// While a file is unpublished its staging file has the modification time, and the row gets it
