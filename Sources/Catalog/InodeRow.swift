@@ -180,9 +180,10 @@ extension Timestamp {
     }
 
     init(totalNanoseconds: Int64) {
-        let seconds = (totalNanoseconds - (totalNanoseconds < 0 ? 999_999_999 : 0)) / 1_000_000_000
+        let (seconds, rest) = totalNanoseconds.quotientAndRemainder(dividingBy: 1_000_000_000)
         self.init(
-            seconds: seconds, nanoseconds: UInt32(totalNanoseconds - seconds * 1_000_000_000))
+            seconds: rest < 0 ? seconds - 1 : seconds,
+            nanoseconds: UInt32(rest < 0 ? rest + 1_000_000_000 : rest))
     }
 
     /// The moment a stamp was given.

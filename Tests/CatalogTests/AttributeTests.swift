@@ -35,6 +35,26 @@ struct AttributeTests {
         }
     }
 
+    @Test(
+        "Times that no file system can hold do not keep an inode from being read",
+        arguments: [
+            .min, .min / 1_000_000_000 - 1, .min / 1_000_000_000, -1, 0, .max / 1_000_000_000, .max,
+        ] as [Int64])
+    func extremeTimes(seconds: Int64) throws {
+        try withCatalog { catalog in
+            let made = try catalog.make("a")
+            let extreme = Timestamp(seconds: seconds, nanoseconds: 1)
+            let change = AttributeChange(accessed: extreme, modified: extreme)
+            _ = try catalog.perform { try $0.setAttributes(made.ino, change, now: time(4)) }
+            let read = try catalog.get(made.ino)
+            #expect(read.modified == extreme)
+            // Access times have 64 bits of nanoseconds: 292 years from 1970.
+            let isHeld = seconds > .min / 1_000_000_000 && seconds < .max / 1_000_000_000
+            if isHeld { #expect(read.accessed == extreme) }
+            #expect((read.accessed.seconds < 0) == (seconds < 0))
+        }
+    }
+
     @Test func changingTheOwnerClearsSetIdBitsOfFiles() throws {
         try withCatalog { catalog in
             func chown(_ text: String, _ mode: UInt16, _ new: NewInode) throws -> UInt16 {
