@@ -5,7 +5,8 @@ import SystemPackage
 ///
 /// Notifications wait for locks that a process may hold while it waits for one of our replies;
 /// sending one from a request handler, or under a lock that handlers take, deadlocks. Here they
-/// are only queued: every method returns at once and may be called from anywhere.
+/// are only queued: every method returns at once and may be called from anywhere. (The exception,
+/// `forgetAttributes`, says why.)
 ///
 /// A method returns false when the queue is full (`Notifier.queuedMax`); the caller's news is lost
 /// then, and kernel caches live until their time is over.
@@ -46,6 +47,13 @@ public final class Notifier: Sendable {
     @discardableResult
     public func invalidateAttributes(_ nodeid: UInt64) -> Bool {
         invalidateInode(nodeid, offset: -1, length: 0)
+    }
+
+    /// The attributes of the inode that a request in hand is about, before this returns: its caller
+    /// holds the inode, so this waits for nobody.
+    public func forgetAttributes(ofRequested nodeid: UInt64) {
+        let body = cfuse_notify_inval_inode_out(ino: nodeid, off: -1, len: 0)
+        send(.invalidateInode, withUnsafeBytes(of: body) { [UInt8]($0) })
     }
 
     /// A name: the next use asks again.

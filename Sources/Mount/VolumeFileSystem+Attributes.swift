@@ -179,6 +179,8 @@ extension VolumeFileSystem {
         vnode.state.isUncommitted = true
         try perform("write") { tx throws(Errno) in try drop(present, of: vnode.ino, tx) }
         vnode.state.privileges.subtract(present)
+        // After a write the kernel asks for sizes and times again, but not for the mode.
+        session?.notifier.forgetAttributes(ofRequested: vnode.nodeid)
         changed()
     }
 

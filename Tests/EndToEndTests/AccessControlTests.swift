@@ -58,5 +58,39 @@ extension EndToEnd {
                     shown, try await a.sh(report).succeeded().bytes, "After a restart")
             }
         }
+
+        /// `stat` asks for the mode alone: what the kernel remembers it answers by itself.
+        private static let writing = #"""
+            cd "$1"; chmod 777 .
+            as() { setpriv --reuid 5 --regid 60 --clear-groups -- "$@"; }
+            for kind in plain direct reserve punch copy truncate; do
+                head -c 8192 /dev/zero >$kind; chown 5:60 $kind; chmod 6766 $kind
+                echo $kind $(stat -c %a $kind)
+                case $kind in
+                plain) echo x | as dd of=$kind conv=notrunc status=none ;;
+                direct) as dd if=/dev/zero of=$kind oflag=direct bs=4096 count=1 conv=notrunc status=none ;;
+                reserve) as fallocate -l 20000 $kind ;;
+                punch) as fallocate -p -o 0 -l 4096 $kind ;;
+                copy) as cp --reflink=auto plain $kind ;;
+                truncate) as truncate -s 5 $kind ;;
+                esac
+                echo $kind $(stat -c %a $kind)
+            done
+            """#
+
+        @Test(
+            "Who writes takes set-id bits away, as stat shows at once",
+            arguments: [[], ["--no-passthrough"]])
+        func setID(options: [String]) async throws {
+            try await Workshop.open { workshop in
+                let host = try await Network(workshop).host()
+                let oracle = try await Disk(workshop, "oracle", .ext4(megabytes: 64))
+                let node = try NodeProcess("a", on: host, options: options)
+                try await node.create()
+                let expected = try await host.sh(Self.writing, oracle.path).succeeded().bytes
+                let shown = try await host.sh(Self.writing, node[""]).succeeded().bytes
+                try FileLife.requireEqual(expected, shown, "The mount")
+            }
+        }
     }
 }
