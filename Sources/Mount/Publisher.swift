@@ -188,7 +188,16 @@ public final class Publisher: @unchecked Sendable {
 
     /// An inode lost its last name: when nobody holds it, it goes.
     public func unlinked(_ ino: InodeNumber) {
-        if vnodes.unlinked(ino) { reap(ino) }
+        if vnodes.unlinked(ino) { return reap(ino) }
+        // Nobody needs its hash any more, but on a full disk its room. Under the vnode's lock, so
+        // that a new name submits it after this.
+        guard let vnode = vnodes.current(ino) else { return }
+        vnode.locked {
+            guard let hashing = vnode.state.hashing,
+                (try? catalog.read { try $0.inode(ino)?.isLinked }) != true
+            else { return }
+            hashing.cancel()
+        }
     }
 
     /// Nothing holds the inode any more: if it has no name left, it goes.

@@ -35,6 +35,29 @@ extension EndToEnd {
             }
         }
 
+        @Test("A file that is removed while it is hashed is read no further, and goes")
+        func removedWhileHashed() async throws {
+            try await Self.one { node in
+                func bytesRead() async throws -> UInt64 {
+                    let pid = try #require(node.pid)
+                    let line = try await node.sh("grep ^rchar /proc/$1/io", "\(pid)").line
+                    return try #require(UInt64(line.dropFirst("rchar: ".count)))
+                }
+                let before = try await bytesRead()
+                try await node.sh(
+                    "head -c 3G /dev/zero | tr '\\0' x >large", timeout: Bounds.transfer
+                ).succeeded()
+                try await eventually("it is being read", within: Bounds.command) {
+                    try await bytesRead() > before + 1 << 24
+                }
+                try await node.sh("rm large").succeeded()
+                try await eventually("its bytes are gone", within: Bounds.command) {
+                    try await node.sh("ls -A \"$1\"/staging | wc -l", node.root).line == "0"
+                }
+                #expect(try await bytesRead() - before < 3 << 30)
+            }
+        }
+
         @Test("Truncating a published empty file changes its modification time")
         func truncationOfEmptyFile() async throws {
             try await Self.one { node in
