@@ -17,12 +17,15 @@ extension VolumeFileSystem {
     private struct Opening {
         let writes: Bool
         let truncates: Bool
+        /// For a shared mapping that is stored into the file must be readable too.
+        let mayMap: Bool
         /// What a truncation takes away.
         let dropped: Privileges
 
         init(_ flags: Int32, killsPrivileges: Bool) {
             truncates = flags & O_TRUNC != 0
             writes = flags & O_ACCMODE != O_RDONLY || truncates
+            mayMap = flags & O_ACCMODE == O_RDWR
             dropped = !truncates ? [] : killsPrivileges ? [.setID, .capability] : .capability
         }
     }
@@ -200,7 +203,9 @@ extension VolumeFileSystem {
             guard try acquireStaging(vnode, keeping: opening.truncates ? 0 : .max) else {
                 return nil
             }
-            return try admitWriter(vnode, dropping: opening.dropped)
+            let opened = try admitWriter(vnode, dropping: opening.dropped)
+            if opening.mayMap { forgetTimes(vnode) }
+            return opened
         } catch {
             unloadIfIdle(vnode)
             throw error
