@@ -67,5 +67,13 @@ final class Disk: Sendable {
         try await mount()
     }
 
+    /// An ext4 that went read-only after an error, as it is after a boot.
+    func repair() async throws {
+        try await unmount()
+        let check = try await Shell.run(["e2fsck", "-fy", image])
+        guard check.status <= 1 else { throw Failure(check.report) }
+        try await mount()
+    }
+
     func unmount() async throws { try await Shell.run(["umount", path]).succeeded() }
 }

@@ -109,6 +109,73 @@ extension EndToEnd {
                 #expect(
                     try await node.sh("{ echo >>kept/open; } 2>&1 || true").output.contains(
                         "Read-only"))
+                // Writable again, it has what was durable.
+                _ = try await node.command("stop")
+                _ = try await node.exited(within: Bounds.stop)
+                try await disk.repair()
+                try await node.start()
+                try await node.sh(
+                    "test ! -e lost; test $(stat -c %a kept) = 755; cat kept/{removed,renamed,open}; echo new >new; sync new"
+                ).succeeded()
+                try await node.settle()
+                try await node.checkHistory()
+            }
+        }
+
+        @Test(
+            "On a full disk every operation is done or refused, and a restart changes nothing",
+            arguments: [[], ["--no-passthrough"]])
+        func anyOperation(options: [String]) async throws {
+            try await Workshop.open { workshop in
+                let host = try await Network(workshop).host()
+                let disk = try await Disk(workshop, "small", .ext4(megabytes: 400))
+                let node = try NodeProcess("a", on: host, disk: disk, options: options)
+                try await node.create()
+                let mount = try #require(node.mount)
+                func fill(leaving megabytes: Int) async throws {
+                    try await host.sh(
+                        """
+                        cd "$1"; free=$(($(df --output=avail -B1K . | tail -1) - $2 * 1024))
+                        test $free -le 0 || fallocate -l ${free}K filler-$2
+                        """, disk.path, "\(megabytes)"
+                    ).succeeded()
+                }
+                var refusals: [String: Int] = [:]
+                var before: [String] = []
+                for (number, megabytes) in [200, 40, 10, 1, 0].enumerated() {
+                    try await fill(leaving: megabytes)
+                    let operations = ModelGenerator.sequence(
+                        seed: UInt64(number), count: Bounds.isLong ? 5000 : 600)
+                    let words: [String]
+                    (words, before) = try await onThread {
+                        let world = try ModelWorld("\(mount)/top", isNew: number == 0)
+                        let words = operations.map { world.perform($0) }
+                        world.closeAll()
+                        return (words, world.state())
+                    }
+                    for word in words where word.hasPrefix("E") { refusals[word, default: 0] += 1 }
+                }
+                print("refused: \(refusals) \(options)")
+                #expect(refusals["ENOSPC", default: 0] > 0)
+                for wrong in ["EIO", "ENOTCONN", "ESTALE", "EROFS", "EINTR"] {
+                    #expect(refusals[wrong] == nil, "\(wrong)")
+                }
+                func compare(_ what: String) async throws {
+                    let after = try await onThread {
+                        try ModelWorld("\(mount)/top", isNew: false).state()
+                    }
+                    let lost = before.filter { !after.contains($0) }
+                    let new = after.filter { !before.contains($0) }
+                    #expect(lost.isEmpty && new.isEmpty, "\(what): \(lost) are \(new)")
+                }
+                try await compare("full")
+                try await host.sh("rm \"$1\"/filler-*", disk.path).succeeded()
+                try await node.settle()
+                try await compare("with room again")
+                try await node.kill9()
+                try await node.start()
+                try await compare("restarted")
+                try await node.checkHistory()
             }
         }
 
