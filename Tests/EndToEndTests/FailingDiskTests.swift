@@ -1,0 +1,171 @@
+import Glibc
+import Testing
+
+extension EndToEnd {
+    /// Disks that refuse: the error must come to a caller, and what was durable must be there later.
+    @Suite("Failing disks", .serialized, .timeLimit(.minutes(5)))
+    struct FailingDisks {
+        /// Writes small files, each with an fsync, and notes each one that was acknowledged in `$1`.
+        private static let storm = """
+            mkdir -p small
+            for i in {1..100000}; do
+                test -e "$2" && exit 0
+                seq 1 $((i % 7 * 300 + 1)) | dd of=small/$i conv=fsync status=none 2>>"$1.errors" &&
+                    echo $i >>"$1" || sleep 0.02
+            done
+            """
+
+        private static func startStorm(_ node: NodeProcess, _ workshop: Workshop) throws -> (
+            ledger: String, child: Child
+        ) {
+            let ledger = try workshop.write("", to: "ledger")
+            let child = try node.host.spawn(
+                Shell.bash(
+                    "cd \"$3\"; set +e\n\(storm)",
+                    [ledger, "\(workshop.directory)/end", node[""]]),
+                log: "\(workshop.directory)/storm.log")
+            return (ledger, child)
+        }
+
+        private static func acknowledged(_ ledger: String) -> Int {
+            FileBytes.read(ledger).count { $0 == 0x0A }
+        }
+
+        private static func check(_ node: NodeProcess, _ ledger: String) async throws {
+            let kept = try await node.sh(
+                "while read -r i; do cmp <(seq 1 $((i % 7 * 300 + 1))) small/$i; done <\"$1\"; wc -l <\"$1\"",
+                ledger, timeout: Bounds.transfer
+            ).succeeded()
+            print("all \(kept.line) acknowledged files are there")
+        }
+
+        /// Promises more than it has: what the kernel took is refused when it is written back.
+        @Test("A disk that cannot write back what it took fails the fsync and the wait")
+        func writeback() async throws {
+            try await Workshop.open { workshop in
+                let host = try await Network(workshop).host()
+                let thin = try await Disk(workshop, "thin", .tmpfs(megabytes: 500))
+                let disk = try workshop.make("promised")
+                let mount = "mount -o loop,errors=continue \"$1\"/image \"$2\""
+                try await host.sh(
+                    "truncate -s 2G \"$1\"/image; mkfs.ext4 -q -F \"$1\"/image; \(mount)",
+                    thin.path,
+                    disk
+                ).succeeded()
+                workshop.onClose("the promised disk") {
+                    _ = try await Shell.run(["umount", "-l", disk])
+                }
+                let node = try NodeProcess("a", on: host, root: "\(disk)/db")
+                try await node.create()
+                try await node.sh(
+                    "head -c 20M /dev/urandom >kept; sync kept; sha256sum kept >sum; sync sum"
+                )
+                .succeeded()
+                try await node.settle()
+                let large = try await node.sh(
+                    "dd if=/dev/urandom of=large bs=1M count=600 conv=fsync 2>&1",
+                    timeout: Bounds.transfer)
+                #expect(!large.isSuccess, "\(large.report)")
+                // Closed without an fsync: whoever waits for it learns.
+                _ = try await node.sh(
+                    "dd if=/dev/urandom of=closed bs=1M count=100", timeout: Bounds.transfer)
+                let waited = try await node.command("wait", "--timeout", "10")
+                #expect(!waited.isSuccess, "\(waited.report)")
+                print("wait: \(waited.errors)")
+                let status = try await node.status()
+                print("problems: \(status.problems)")
+                #expect(status.unpublished > 0 || !status.problems.isEmpty)
+                _ = try await node.sh("sha256sum --quiet -c sum").succeeded()
+                try await node.kill9()
+                try await host.sh(
+                    """
+                    umount -l "$3"; umount "$2"; mount -o remount,size=3G "$1"
+                    e2fsck -fy "$1"/image >/dev/null || test $? -le 2; \(mount)
+                    """, thin.path, disk, try #require(node.mount)
+                ).succeeded()
+                try await node.start()
+                try await node.sh("sha256sum --quiet -c sum").succeeded()
+                try await node.sh("echo again >again; sync again; cat again").succeeded()
+                try await node.checkHistory()
+            }
+        }
+
+        @Test("A disk that is gone from one moment to the next costs nothing that was fsynced")
+        func vanished() async throws {
+            try await Workshop.open { workshop in
+                let host = try await Network(workshop).host()
+                let disk = try await Disk(workshop, "gone", .ext4(megabytes: 700))
+                let node = try NodeProcess("a", on: host, disk: disk)
+                try await node.create()
+                let (ledger, storm) = try Self.startStorm(node, workshop)
+                try await eventually("files are acknowledged", within: Bounds.transfer) {
+                    Self.acknowledged(ledger) > 50
+                }
+                try await host.sh("xfs_io -x -c shutdown \"$1\"", disk.path).succeeded()
+                try await Task.sleep(for: .seconds(1))
+                let after = Self.acknowledged(ledger)
+                try await Task.sleep(for: .seconds(1))
+                #expect(Self.acknowledged(ledger) == after, "Nothing is acknowledged any more.")
+                #expect(FileBytes.text("\(ledger).errors").contains("Input/output error"))
+                _ = try workshop.write("", to: "end")
+                #expect(try await storm.wait(Bounds.command) == 0)
+                #expect(try await !node.sh("echo new >new; sync new").isSuccess)
+                #expect(try await !node.status().problems.isEmpty)
+                _ = try await node.command("stop")
+                _ = try await node.exited(within: Bounds.stop)
+                try await disk.unmount()
+                try await disk.mount()
+                try await node.start()
+                try await Self.check(node, ledger)
+                try await node.sh("echo new >new; sync new; cat new").succeeded()
+                try await node.settle()
+                try await node.checkHistory()
+            }
+        }
+
+        @Test("Without descriptors opens fail and nothing hangs; with them again all goes on")
+        func descriptors() async throws {
+            try await Workshop.open { workshop in
+                let host = try await Network(workshop).host()
+                let node = try NodeProcess("a", on: host, options: ["--no-passthrough"])
+                try await node.create()
+                try await node.sh(
+                    "for i in {1..200}; do head -c 10000 /dev/urandom >$i; done; cat {1..200} | sha256sum >../sum"
+                )
+                .succeeded()
+                try await node.settle()
+                let pid = try #require(node.pid)
+                func limit(_ count: Int) async throws {
+                    try await host.sh("prlimit --pid $1 --nofile=$2:", "\(pid)", "\(count)")
+                        .succeeded()
+                }
+                let before = try await host.sh(
+                    "prlimit --pid $1 --nofile --output SOFT --noheadings", "\(pid)")
+                let open = Leftovers.names(in: "/proc/\(pid)/fd").count
+                try await limit(open + 10)
+                let outcome = try await node.sh(
+                    """
+                    failed=0
+                    for i in {1..200}; do { exec {f}<>$i; } 2>>"$1" || failed=$((failed + 1)); done
+                    for i in {1..20}; do { echo new >new$i; } 2>>"$1" || failed=$((failed + 1)); done
+                    mkdir dir 2>>"$1" || true; ls >/dev/null 2>>"$1" || true; stat -f . >/dev/null
+                    echo $failed
+                    """, "\(workshop.directory)/errors", timeout: Bounds.transfer
+                ).succeeded()
+                let errors = FileBytes.text("\(workshop.directory)/errors")
+                print("\(outcome.line) opens failed: \(errors.suffix(200))")
+                #expect(Int(outcome.line) ?? 0 > 100)
+                #expect(errors.contains("Too many open files"))
+                #expect(!errors.contains("Input/output"), "\(errors.suffix(500))")
+                try await limit(try #require(Int(before.line.filter(\.isNumber))))
+                try await node.sh("cat {1..200} | sha256sum | cmp - ../sum; echo new >new; cat new")
+                    .succeeded()
+                try await node.settle()
+                try await node.stop()
+                try await node.start()
+                try await node.sh("cat {1..200} | sha256sum | cmp - ../sum; cat new").succeeded()
+                try await node.checkHistory()
+            }
+        }
+    }
+}
