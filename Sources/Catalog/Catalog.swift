@@ -1,4 +1,5 @@
 internal import GRDB
+internal import GRDBSQLite
 internal import Glibc
 internal import Synchronization
 public import SystemPackage
@@ -33,9 +34,9 @@ public final class Catalog: Sendable {
         /// with no lock held. (COMMIT alone leaves the rows in the page cache, which the kernel
         /// writes back after many seconds.)
         public var beforeDurable: @Sendable () -> Void = {}
-        /// The disk is full: deletes the reserve file. Called with the catalog's lock held; must
-        /// not call the catalog.
-        public var releaseReserve: @Sendable () -> Void = {}
+        /// The disk is full: gives it some of what is held back; false: nothing is. Called with the
+        /// catalog's lock held; must not call the catalog.
+        public var makeRoom: @Sendable () -> Bool = { false }
         /// The catalog has failed for good: operations that were answered are lost, all further
         /// ones throw EROFS. Called once, on a thread of the catalog, with no lock held.
         public var onFailure: @Sendable () -> Void = {}
@@ -57,6 +58,7 @@ public final class Catalog: Sendable {
     ///
     /// Throws when it is of a later version or damaged, or the file system refuses.
     public init(path: FilePath, options: Options) throws {
+        Self.useOwnMemory
         let name = path.string
         guard FilePath(name) == path else { throw Errno.illegalByteSequence }
         // SQLite would make it readable for others; log and index take the database's mode.
@@ -99,6 +101,13 @@ public final class Catalog: Sendable {
         checkpointer.start()
         groupCommit.start()
     }
+
+    /// One process has the catalog: the log's index is in its memory. As a mapped file, which SQLite
+    /// makes of it otherwise, an error of the disk would be SIGBUS for the whole process.
+    private static let useOwnMemory: Void = {
+        guard let system = sqlite3_vfs_find("unix-excl") else { return }
+        sqlite3_vfs_register(system, 1)
+    }()
 
     /// What was answered, and not committed when the process was killed.
     private static func perform(
@@ -163,7 +172,7 @@ public final class Catalog: Sendable {
     /// after a `flush`.
     ///
     /// The body runs with the catalog's lock held: it must be short and must not call the catalog.
-    /// Throws what the body throws, EROFS once the catalog has failed, ENOSPC, EIO.
+    /// Throws what the body throws, EROFS once the catalog has failed, ENOSPC, EDQUOT, EIO.
     public func perform<T>(_ body: (Transaction) throws -> T) throws -> T {
         do {
             let (result, beganBatch) = try writer.perform(body)
@@ -201,22 +210,22 @@ public final class Catalog: Sendable {
     // MARK: - Durability
 
     /// Blocks until every operation performed before this call survives power loss. Callers share
-    /// one sync. Throws EIO once the catalog has failed.
+    /// one sync. Throws ENOSPC or EDQUOT while there is no room for that, EIO once the catalog has failed.
     public func flush() throws(Errno) {
         try groupCommit.waitUntilDurable(writer.lock.withLock { writer.performed })
     }
 
     /// Sees to it that everything performed so far survives a kill of this process, though not power
-    /// loss; it does without this too, unless the disk is full. Never waits for the disk. Throws EIO
-    /// once the catalog has failed.
+    /// loss; it does without this too, unless the disk is full. Never waits for the disk. Throws as
+    /// `flush`.
     public func commitBatch() throws(Errno) {
         writer.lock.lock()
         defer { writer.lock.unlock() }
         try writer.keep()
     }
 
-    /// Calls the body when every operation performed before this call survives power loss, or never
-    /// will (EIO): on a thread of the catalog that others wait for, or at once on this one. It must
+    /// Calls the body when every operation performed before this call survives power loss, or for
+    /// now cannot (the error, as of `flush`): on a thread of the catalog that others wait for, or at once on this one. It must
     /// be short and must not block.
     public func afterDurable(_ body: @escaping @Sendable (Errno?) -> Void) {
         groupCommit.afterDurable(writer.lock.withLock { writer.performed }, body)

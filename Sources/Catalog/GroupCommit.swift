@@ -18,6 +18,8 @@ final class GroupCommit: @unchecked Sendable {
         var isPending = false
         var isStopping = false
         var hasFailed = false
+        /// How often there was no room, and what the disk said.
+        var refusals: (count: UInt64, last: Errno) = (0, .noSpace)
         var waiting: [(operation: UInt64, body: @Sendable (Errno?) -> Void)] = []
     }
 
@@ -57,7 +59,8 @@ final class GroupCommit: @unchecked Sendable {
         }
     }
 
-    /// Blocks until the operation survives power loss. Throws EIO once the catalog has failed.
+    /// Blocks until the operation survives power loss. Throws EIO once the catalog has failed, ENOSPC or
+    /// EDQUOT when there is no room: then it may still become durable, later.
     func waitUntilDurable(_ operation: UInt64) throws(Errno) {
         gate.lock()
         defer { gate.unlock() }
@@ -66,14 +69,16 @@ final class GroupCommit: @unchecked Sendable {
             state.wanted = operation
             gate.signalAll()
         }
+        let refusals = state.refusals.count
         while state.durable < operation {
             guard !state.hasFailed else { throw .ioError }
+            guard state.refusals.count == refusals else { throw state.refusals.last }
             gate.wait()
         }
     }
 
     /// Calls the body, on the committing thread or at once here, when the operation survives power
-    /// loss or never will (EIO).
+    /// loss, or with what `waitUntilDurable` would throw.
     func afterDurable(_ operation: UInt64, _ body: @escaping @Sendable (Errno?) -> Void) {
         enum Outcome { case now(Errno?), later, full }
         let outcome: Outcome = gate.withLock {
@@ -128,8 +133,8 @@ final class GroupCommit: @unchecked Sendable {
                 preallocation.logGrew(to: frames)
                 checkpointer.logGrew(to: frames)
             } catch {
-                finishFailed()
-                return
+                let hasFailed = writer.lock.withLock { writer.failure != nil }
+                if hasFailed || !refuse(error) { return finishFailed() }
             }
         }
     }
@@ -172,6 +177,23 @@ final class GroupCommit: @unchecked Sendable {
         gate.signalAll()
         gate.unlock()
         for (_, body) in ready { body(nil) }
+    }
+
+    /// Whoever waits learns that there is no room now; the batch is tried again, for there may be.
+    ///
+    /// - Returns: false: stopping, there is no later.
+    private func refuse(_ error: Errno) -> Bool {
+        gate.lock()
+        let waiting = state.waiting
+        state.waiting = []
+        state.wanted = state.durable
+        state.refusals = (state.refusals.count + 1, error)
+        state.isPending = true
+        let isStopping = state.isStopping
+        gate.signalAll()
+        gate.unlock()
+        for (_, body) in waiting { body(error) }
+        return !isStopping
     }
 
     private func finishFailed() {

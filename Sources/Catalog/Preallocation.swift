@@ -1,7 +1,7 @@
 internal import SystemPackage
 
-/// Blocks that the database, its log and the log's index own before they need them: a COMMIT on a disk
-/// that somebody else has just filled needs no new ones.
+/// Blocks that the database and its log own before they need them: a COMMIT on a disk that somebody
+/// else has just filled needs no new ones.
 ///
 /// They lie behind the ends of the files, where SQLite does not see them. It writes its log anew from
 /// the start without truncating it; what it cuts off the database at a checkpoint is owned again
@@ -11,23 +11,18 @@ internal import SystemPackage
 final class Preallocation: @unchecked Sendable {
     private let database: FileDescriptor
     private let log: FileDescriptor
-    private let index: FileDescriptor
     private let own: @Sendable (UInt64, FileDescriptor) -> Bool
     private var ownedLog: UInt64 = 0
 
     /// Beyond what database and log use, each.
     private static let aheadBytes: UInt64 = 16 << 20
-    /// Enough index for a log of half a GiB.
-    private static let indexBytes: UInt64 = 1 << 20
     private static let frameBytes: UInt64 = 4096 + 24
 
-    /// - Parameter path: of the database; its log and index exist.
+    /// - Parameter path: of the database; its log exists.
     init(path: String, own: @escaping @Sendable (UInt64, FileDescriptor) -> Bool) throws {
         database = try FileDescriptor.open(path, .readWrite, options: .closeOnExec)
         log = try FileDescriptor.open(path + "-wal", .readWrite, options: .closeOnExec)
-        index = try FileDescriptor.open(path + "-shm", .readWrite, options: .closeOnExec)
         self.own = own
-        _ = own(Self.indexBytes, index)
         logGrew(to: 0)
         databaseMoved()
     }
@@ -48,6 +43,6 @@ final class Preallocation: @unchecked Sendable {
 
     /// - Precondition: SQLite has closed the files: its locks would go with the descriptors.
     func close() {
-        for file in [database, log, index] { _ = try? file.close() }
+        for file in [database, log] { _ = try? file.close() }
     }
 }

@@ -1,4 +1,5 @@
 internal import GRDBSQLite
+internal import Glibc
 internal import SystemPackage
 
 /// SQLite copies the bytes; the C macro is a cast that Swift does not import.
@@ -72,9 +73,22 @@ struct SQLiteFailure: Error, CustomStringConvertible {
     /// The extended result code.
     let code: Int32
     let description: String
+    /// The disk has no room, or the user may have no more of it: ENOSPC or EDQUOT.
+    let noRoom: Errno?
+    /// `SQLITE_IOERR_WRITE`, which Swift does not import.
+    private static let writeFailed = SQLITE_IOERR | 3 << 8
+    private static let overQuota = Errno(rawValue: EDQUOT)
 
     init(_ connection: OpaquePointer, statement: OpaquePointer?) {
+        // SQLite keeps what a write failed with, but not of a COMMIT.
+        let written = Errno(rawValue: Glibc.errno)
         code = sqlite3_extended_errcode(connection)
+        noRoom =
+            switch code {
+            case SQLITE_FULL: .noSpace
+            case Self.writeFailed where written == Self.overQuota: Self.overQuota
+            default: nil
+            }
         let message = String(cString: sqlite3_errmsg(connection))
         let sql = sqlite3_sql(statement).map { String(cString: $0) } ?? ""
         description = "SQLite \(code): \(message)" + (sql.isEmpty ? "" : " in: \(sql)")
@@ -87,10 +101,6 @@ struct SQLiteFailure: Error, CustomStringConvertible {
     var isLasting: Bool { [SQLITE_ERROR, SQLITE_CONSTRAINT].contains(code & 0xFF) }
 
     var errno: Errno {
-        switch code & 0xFF {
-        case SQLITE_FULL: .noSpace
-        case SQLITE_NOMEM: .noMemory
-        default: .ioError
-        }
+        noRoom ?? (code & 0xFF == SQLITE_NOMEM ? .noMemory : .ioError)
     }
 }

@@ -9,6 +9,7 @@ internal import SystemPackage
 /// |----------|------------------------------|-------------------------------|
 /// | idle     | = committed                  | begin a batch                 |
 /// | batch    | committed + redo log         | savepoint each, then kept     |
+/// | no room  | as batch                     | as batch, until it is large   |
 /// | failed   | = last commit that succeeded | writes: EROFS; reads: allowed |
 ///
 /// `@unchecked Sendable`: everything but `lock` is touched with `lock` held, and the SQLite handle
@@ -28,6 +29,8 @@ final class Writer: @unchecked Sendable {
     private(set) var failure: SQLiteFailure?
     /// Frames in the log after the last COMMIT.
     private(set) var walFrames: Int32 = 0
+    /// The last COMMIT found no room.
+    private var isStarved = false
     private let redoFile: RedoFile
     /// The number of the open batch.
     private var batch: UInt64
@@ -72,7 +75,13 @@ final class Writer: @unchecked Sendable {
             let result = try body(transaction)
             try control("RELEASE operation")
             performed += 1
-            if connection.redo.bytes.count > Self.batchBytesMax { try commit() }
+            if connection.redo.bytes.count > Self.batchBytesMax {
+                do throws(Errno) { try commit() } catch {
+                    // Too much waits for room already.
+                    performed -= 1
+                    throw error
+                }
+            }
             // Where this fails, only a COMMIT keeps what was answered: `keep`, or the next batch.
             _ = redoFile.append(connection.redo)
             return (result, beganBatch)
@@ -161,16 +170,17 @@ final class Writer: @unchecked Sendable {
 
     /// Ends the batch. With the lock held.
     ///
-    /// - Throws: EIO once the catalog has failed.
+    /// - Throws: ENOSPC or EDQUOT while the disk has no room: the batch stays. EIO once the catalog has
+    ///   failed.
     func commit() throws(Errno) {
         guard failure == nil else { throw .ioError }
         try begin()
         do throws(SQLiteFailure) {
             try endTransaction()
         } catch {
-            options.log("committing: \(error)")
-            try commitAgain()
+            try commitAgain(error)
         }
+        isStarved = false
         committed = performed
         guard !connection.redo.isEmpty else { return }
         connection.redo.removeAll()
@@ -186,25 +196,40 @@ final class Writer: @unchecked Sendable {
 
     /// What was performed survives a kill of this process from now on. With the lock held.
     ///
-    /// - Throws: EIO once the catalog has failed.
+    /// - Throws: as `commit`.
     func keep() throws(Errno) {
         guard failure == nil else { throw .ioError }
         if !redoFile.append(connection.redo) { try commit() }
     }
 
-    /// The disk was full, and SQLite has discarded the batch: make room, run the batch again.
-    private func commitAgain() throws(Errno) {
-        options.releaseReserve()
-        do throws(SQLiteFailure) {
-            if connection.isInTransaction { try connection.control("ROLLBACK") }
-            try connection.control("BEGIN")
-            try connection.runAgain(connection.redo)
-            try endTransaction()
-            options.log("committed again after a failure")
-        } catch {
-            fail(error)
+    /// SQLite has discarded the batch, most likely because the disk was full: make room, run it again,
+    /// for as long as there is room to be made. Others may take what becomes free.
+    private func commitAgain(_ first: SQLiteFailure) throws(Errno) {
+        if !isStarved { options.log("committing: \(first)") }
+        var last = first
+        var mayHelp = false
+        repeat {
+            mayHelp = options.makeRoom()
+            do throws(SQLiteFailure) {
+                try discard()
+                try connection.control("BEGIN")
+                try connection.runAgain(connection.redo)
+                try endTransaction()
+                return options.log("committed again after a failure")
+            } catch { last = error }
+        } while mayHelp && last.noRoom != nil
+        guard let noRoom = last.noRoom, (try? discard()) != nil else {
+            fail(last)
             throw .ioError
         }
+        if !isStarved { options.log("the catalog waits for room on the disk") }
+        isStarved = true
+        // The batch stays in the redo log: the next one who needs its rows runs it again.
+        throw noRoom
+    }
+
+    private func discard() throws(SQLiteFailure) {
+        if connection.isInTransaction { try connection.control("ROLLBACK") }
     }
 
     /// No way back: answered operations are lost, and the mount must say so.

@@ -98,7 +98,7 @@ extension Node {
         if catalog.hasFailed {
             add(
                 "catalog-failed",
-                "The catalog could not be written: the volume is read-only here. Make room on the disk and restart the node."
+                "The catalog could not be written: the volume is read-only here. Look after the disk, then restart the node."
             )
         }
         for problem in timeline.problems { add(problem.code, problem.text) }

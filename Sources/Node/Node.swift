@@ -263,10 +263,10 @@ public final class Node: Sendable {
                 logger.error("files that are being written could not be synced: \(error)")
             }
         }
-        options.releaseReserve = { _ = try? store.releaseReserve() }
+        options.makeRoom = { (try? store.shrinkReserve()) == true }
         options.onFailure = {
             logger.critical(
-                "the catalog could not be written; the volume is read-only here until the disk has room and the node was restarted"
+                "the catalog could not be written; the volume is read-only here until the node was restarted"
             )
             link.node?.running.withLock { $0.mount?.fileSystem }?.catalogFailed()
         }

@@ -155,8 +155,11 @@ extension Store {
         }
     }
 
-    /// Bytes held back so that a catalog on a full disk can still finish a transaction.
+    /// Bytes held back so that a catalog on a full disk can still finish a transaction: in files that are
+    /// given up one by one, for somebody else may take all that becomes free at once.
     public static let reserveBytes: UInt64 = 64 << 20
+    private static let reserveFiles = ["reserve"] + (1..<8).map { "reserve.\($0)" }
+    private static let reserveFileBytes = reserveBytes / UInt64(reserveFiles.count)
 
     /// Gives a file the blocks of its first bytes, also those behind its end, and keeps its size.
     ///
@@ -166,31 +169,28 @@ extension Store {
     }
 
     public func hasReserve() throws(StoreError) -> Bool {
-        try root.status("reserve")?.size ?? 0 >= Self.reserveBytes
+        for name in Self.reserveFiles where try !hasReserve(name) { return false }
+        return true
     }
 
-    /// Makes the reserve file when it is missing or short.
+    private func hasReserve(_ name: String) throws(StoreError) -> Bool {
+        try root.status(name)?.size ?? 0 >= Self.reserveFileBytes
+    }
+
+    /// Makes the files of the reserve that are missing or short.
     ///
-    /// - Returns: false when the disk has no room for it.
+    /// - Returns: false when the disk has no room for them.
     public func createReserve() throws(StoreError) -> Bool {
-        if try hasReserve() { return true }
-        let file = try root.open("reserve", O_RDWR | O_CREAT)
+        var made: [String] = []
         do throws(StoreError) {
-            let result = cstore_allocate(file.raw, Self.reserveBytes)
-            if result < 0 {
-                guard Errno(rawValue: -result) == .notSupported else {
-                    throw StoreError("allocate reserve", Errno(rawValue: -result))
-                }
-                let zeros = [UInt8](repeating: 0, count: 1 << 20)
-                for step in 0..<Self.reserveBytes >> 20 {
-                    try write(zeros, to: file.raw, at: step << 20, "reserve")
-                }
+            for name in Self.reserveFiles where try !hasReserve(name) {
+                try createReserve(name)
+                made.append(name)
             }
-            try synchronize(file.raw, "reserve")
-            try root.synchronize()
+            if !made.isEmpty { try root.synchronize() }
             return true
         } catch {
-            try root.remove("reserve")
+            for name in made { try root.remove(name) }
             guard error.errno == .noSpace || error.errno == Errno(rawValue: EDQUOT) else {
                 throw error
             }
@@ -198,11 +198,41 @@ extension Store {
         }
     }
 
+    private func createReserve(_ name: String) throws(StoreError) {
+        let file = try root.open(name, O_RDWR | O_CREAT)
+        do throws(StoreError) {
+            let result = cstore_allocate(file.raw, Self.reserveFileBytes)
+            if result < 0 {
+                guard Errno(rawValue: -result) == .notSupported else {
+                    throw StoreError("allocate \(name)", Errno(rawValue: -result))
+                }
+                let zeros = [UInt8](repeating: 0, count: 1 << 20)
+                for step in 0..<Self.reserveFileBytes >> 20 {
+                    try write(zeros, to: file.raw, at: step << 20, name)
+                }
+            }
+            try synchronize(file.raw, name)
+        } catch {
+            try root.remove(name)
+            throw error
+        }
+    }
+
+    /// Gives the disk one file of the reserve.
+    ///
+    /// - Returns: false when there was none.
+    public func shrinkReserve() throws(StoreError) -> Bool {
+        for name in Self.reserveFiles.reversed() where try root.remove(name) { return true }
+        return false
+    }
+
     /// Gives the held-back bytes to the disk.
     ///
     /// - Returns: false when there was no reserve.
     @discardableResult
     public func releaseReserve() throws(StoreError) -> Bool {
-        try root.remove("reserve")
+        guard try shrinkReserve() else { return false }
+        while try shrinkReserve() {}
+        return true
     }
 }

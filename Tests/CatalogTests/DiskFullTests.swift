@@ -61,7 +61,7 @@ struct DiskFullTests {
             let failures = Mutex(0)
             var options = options()
             options.commitInterval = .seconds(3600)
-            options.releaseReserve = { unlink(disk + "/reserve") }
+            options.makeRoom = { unlink(disk + "/reserve") == 0 }
             options.onFailure = { failures.withLock { $0 += 1 } }
             let catalog = try openCatalog(disk, options)
             defer { catalog.close() }
@@ -88,13 +88,45 @@ struct DiskFullTests {
             // Now there is no reserve left.
             try fill(disk + "/more")
             for index in 0..<100 { try catalog.make("g\(index)") }
-            #expect(throws: Errno.ioError) { try catalog.flush() }
-            #expect(catalog.hasFailed)
-            try eventually { failures.withLock { $0 } == 1 }
-            #expect(throws: Errno.readOnlyFileSystem) { try catalog.make("h") }
-            #expect(throws: Errno.ioError) { try catalog.flush() }
-            // Reads go on, with what is durable.
-            #expect(try catalog.names().count == 100)
+            for _ in 0..<2 { #expect(throws: Errno.noSpace) { try catalog.flush() } }
+            // All that was answered is there, for as long as it takes until there is room.
+            #expect(try catalog.names().count == 200)
+            try catalog.make("h")
+            unlink(disk + "/more")
+            try catalog.flush()
+            #expect(!catalog.hasFailed)
+            #expect(failures.withLock { $0 } == 0)
+            let again = try catalog.snapshot { try $0.listInodes(.root, after: 0, limit: .max) }
+            #expect(again.count == 201)
+        }
+    }
+
+    @Test func whatWaitsForRoomIsBounded() throws {
+        try withSmallDisk { disk in
+            var options = options()
+            options.commitInterval = .milliseconds(1)
+            let catalog = try openCatalog(disk, options)
+            defer { catalog.close() }
+            try makeRoot(catalog)
+            try catalog.flush()
+            try fill(disk + "/fill")
+            let value = Array(repeating: UInt8(7), count: 60_000)
+            var kept = 0
+            #expect(throws: Errno.noSpace) {
+                while kept < 1000 {
+                    try catalog.perform { try $0.setMeta("k\(kept)", value) }
+                    kept += 1
+                }
+            }
+            #expect(kept > 10)
+            // What was refused has not happened.
+            #expect(try catalog.read { try $0.meta("k\(kept)") } == nil)
+            unlink(disk + "/fill")
+            try catalog.flush()
+            for index in 0..<kept {
+                #expect(try catalog.read { try $0.meta("k\(index)") } == value)
+            }
+            #expect(try catalog.read { try $0.meta("k\(kept)") } == nil)
         }
     }
 
@@ -106,7 +138,10 @@ struct DiskFullTests {
             let releases = Mutex(0)
             var options = options()
             options.own = { Store.own($0, of: $1) }
-            options.releaseReserve = { releases.withLock { $0 += 1 } }
+            options.makeRoom = {
+                releases.withLock { $0 += 1 }
+                return false
+            }
             let catalog = try openCatalog(disk, options)
             defer { catalog.close() }
             try makeRoot(catalog)
@@ -125,7 +160,7 @@ struct DiskFullTests {
         }
     }
 
-    @Test func theCatalogOpensAgainAfterItFailed() throws {
+    @Test func theCatalogOpensAgainAfterItEndedOnAFullDisk() throws {
         try withSmallDisk { disk in
             var options = options()
             options.commitInterval = .seconds(3600)
@@ -135,7 +170,7 @@ struct DiskFullTests {
             try catalog.flush()
             try fill(disk + "/fill")
             for index in 0..<100 { try catalog.make("f\(index)") }
-            #expect(throws: Errno.ioError) { try catalog.flush() }
+            #expect(throws: Errno.noSpace) { try catalog.flush() }
             catalog.close()
             unlink(disk + "/fill")
             let again = try openCatalog(disk, options)

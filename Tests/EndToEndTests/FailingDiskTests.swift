@@ -39,6 +39,42 @@ extension EndToEnd {
             print("all \(kept.line) acknowledged files are there")
         }
 
+        @Test("A used up quota is EDQUOT for the writer, and no acknowledged file is lost")
+        func quota() async throws {
+            try await Workshop.open { workshop in
+                let host = try await Network(workshop).host()
+                let disk = try await Disk(workshop, "quota", .btrfs(megabytes: 2048))
+                try await host.sh(
+                    "btrfs quota enable \"$1\"; btrfs qgroup limit 400M \"$1\"; btrfs quota rescan -w \"$1\"",
+                    disk.path
+                ).succeeded()
+                let node = try NodeProcess("a", on: host, disk: disk)
+                try await node.create()
+                let (ledger, storm) = try Self.startStorm(node, workshop)
+                let large = try await node.sh(
+                    "dd if=/dev/urandom of=large bs=1M count=600 conv=fsync 2>&1",
+                    timeout: Bounds.transfer)
+                #expect(!large.isSuccess)
+                #expect(large.output.contains("Disk quota exceeded"), "\(large.report)")
+                try await Task.sleep(for: .seconds(1))
+                try await node.sh("rm large").succeeded()
+                try await eventually("writing goes on", within: Bounds.offline) {
+                    try await node.sh("echo again >again; sync again").isSuccess
+                }
+                _ = try workshop.write("", to: "end")
+                #expect(try await storm.wait(Bounds.command) == 0)
+                let errors = FileBytes.text("\(ledger).errors")
+                #expect(!errors.contains("Input/output"), "\(errors.suffix(500))")
+                try await Self.check(node, ledger)
+                try await node.settle()
+                try await node.stop()
+                try await node.start()
+                try await Self.check(node, ledger)
+                #expect(try await node.sh("cat again").output == "again\n")
+                try await node.checkHistory()
+            }
+        }
+
         /// Promises more than it has: what the kernel took is refused when it is written back.
         @Test("A disk that cannot write back what it took fails the fsync and the wait")
         func writeback() async throws {

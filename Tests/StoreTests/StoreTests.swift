@@ -114,9 +114,17 @@ import Volume
         let store = try disk.store()
         #expect(try store.createReserve())
         #expect(try store.createReserve())
-        #expect(disk.blocks("reserve") >= Int(Store.reserveBytes / 512))
-        #expect(try store.releaseReserve())
+        #expect(disk.blocks("reserve") >= Int(Store.reserveBytes / 8 / 512))
+        var count = 0
+        while try store.shrinkReserve() {
+            #expect(try !store.hasReserve())
+            count += 1
+        }
+        #expect(count == 8)
         #expect(try store.releaseReserve() == false)
+        #expect(try store.createReserve())
+        #expect(try store.releaseReserve())
+        #expect(try store.shrinkReserve() == false)
     }
 }
 
