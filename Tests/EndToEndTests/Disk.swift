@@ -13,7 +13,7 @@ final class Disk: Sendable {
     /// Where it is, or would be, mounted.
     let path: String
     private let kind: Kind
-    private let image: String
+    let image: String
 
     init(_ workshop: Workshop, _ name: String, _ kind: Kind = .directory) async throws {
         self.kind = kind

@@ -124,11 +124,13 @@ extension EndToEnd {
 
         @Test(
             "On a full disk every operation is done or refused, and a restart changes nothing",
-            arguments: [[], ["--no-passthrough"]])
-        func anyOperation(options: [String]) async throws {
+            arguments: zip(
+                [Disk.Kind.ext4(megabytes: 400), .btrfs(megabytes: 400), .xfs(megabytes: 400)],
+                [["--no-passthrough"], [], []]))
+        func anyOperation(kind: Disk.Kind, options: [String]) async throws {
             try await Workshop.open { workshop in
                 let host = try await Network(workshop).host()
-                let disk = try await Disk(workshop, "small", .ext4(megabytes: 400))
+                let disk = try await Disk(workshop, "small", kind)
                 let node = try NodeProcess("a", on: host, disk: disk, options: options)
                 try await node.create()
                 let mount = try #require(node.mount)
@@ -136,7 +138,7 @@ extension EndToEnd {
                     try await host.sh(
                         """
                         cd "$1"; free=$(($(df --output=avail -B1K . | tail -1) - $2 * 1024))
-                        test $free -le 0 || fallocate -l ${free}K filler-$2
+                        test $free -le 0 || fallocate -l ${free}K filler-$2 || cat /dev/zero >filler-$2 || true
                         """, disk.path, "\(megabytes)"
                     ).succeeded()
                 }
@@ -155,7 +157,7 @@ extension EndToEnd {
                     }
                     for word in words where word.hasPrefix("E") { refusals[word, default: 0] += 1 }
                 }
-                print("refused: \(refusals) \(options)")
+                print("refused: \(refusals) \(kind) \(options)")
                 #expect(refusals["ENOSPC", default: 0] > 0)
                 for wrong in ["EIO", "ENOTCONN", "ESTALE", "EROFS", "EINTR"] {
                     #expect(refusals[wrong] == nil, "\(wrong)")
