@@ -18,6 +18,7 @@
 
 const int cmodel_o_tmpfile = O_TMPFILE;
 const int cmodel_o_path = O_PATH;
+const int cmodel_o_direct = O_DIRECT;
 
 void cmodel_act_as(unsigned uid, unsigned gid) {
     setfsgid(gid);

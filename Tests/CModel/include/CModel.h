@@ -6,6 +6,7 @@
 
 extern const int cmodel_o_tmpfile;
 extern const int cmodel_o_path;
+extern const int cmodel_o_direct;
 
 /// The calling thread's identity in file systems alone.
 void cmodel_act_as(unsigned uid, unsigned gid);
