@@ -50,6 +50,7 @@ final class OpenFileCell {
     private(set) var seen: [String] = []
     private let number: UInt64
     private let directory: String
+    private let origin: String
     private var path: String
     private var early = none
     private var twin = none
@@ -60,13 +61,19 @@ final class OpenFileCell {
     /// Its start is on a page, as direct reads and writes need it.
     private let buffer = UnsafeMutableRawPointer.allocate(byteCount: window, alignment: page)
 
-    /// - Parameter number: no two files have the same bytes.
-    init(_ state: State, _ action: Action, number: Int, in directory: String) throws {
+    /// - Parameters:
+    ///   - number: no two files have the same bytes.
+    ///   - origin: where it is made and published; nil: in the same directory.
+    init(
+        _ state: State, _ action: Action, number: Int, in directory: String,
+        from origin: String? = nil
+    ) throws {
         self.state = state
         self.action = action
         self.number = UInt64(number)
         self.directory = directory
         path = "\(directory)/\(state)-\(action)"
+        self.origin = "\(origin ?? directory)/\(state)-\(action)"
         guard pipe(&ends) == 0 else { throw Failure("pipe: \(errno)") }
     }
 
@@ -81,7 +88,7 @@ final class OpenFileCell {
     /// What has to be there before everything is published.
     func make() throws {
         guard !state.isNewborn else { return }
-        let file = try open(path, O_RDWR | O_CREAT)
+        let file = try open(origin, O_RDWR | O_CREAT)
         try fill(file)
         if state == .inlineBehindReader || state == .publishedBehindReader
             || state == .changedBehindReader
@@ -90,7 +97,7 @@ final class OpenFileCell {
         }
         close(file)
         guard state == .twinReader else { return }
-        let copy = try open("\(path).twin", O_RDWR | O_CREAT)
+        let copy = try open("\(origin).twin", O_RDWR | O_CREAT)
         try fill(copy)
         close(copy)
     }
