@@ -48,7 +48,10 @@ extension Transaction {
         guard var inode = try inode(ino) else { throw .noSuchFileOrDirectory }
         let stampsNeeded =
             change.mode != nil || change.uid != nil || change.gid != nil || change.modified != nil
-        inode.accessed = change.accessed ?? inode.accessed
+        // As the row can hold it.
+        inode.accessed =
+            change.accessed.map { Timestamp(totalNanoseconds: $0.totalNanoseconds) }
+            ?? inode.accessed
         inode.changed = now
         if stampsNeeded {
             let stamp = try stamp()
