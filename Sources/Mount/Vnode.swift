@@ -111,7 +111,7 @@ struct Privileges: OptionSet {
 
 /// One inode as the kernel knows it on this mount.
 ///
-/// Who answers READ and WRITE, and what a writer's open does:
+/// Who answers READ and WRITE, and what a writer's open does (`OpenStateTests` tries each cell):
 ///
 /// | bytes \ mode | closed | cached | passthrough |
 /// |---|---|---|---|

@@ -12,15 +12,17 @@ final class OpenFileCell {
         case published, reader, readerMappedShared, readerMappedPrivate, twinReader
         case publishedBehindReader, changedBehindReader
         case writer, mappedWriter, closed, beingHashed
-        case extents, overlayWriter, overlayReaders, largeReader
+        case extents, overlayWriter, overlayReaders, large, largeReader
         case temporary, unlinkedReader, unlinkedWriter
 
         var size: Int {
             switch self {
             case .inline, .inlineReader, .inlineBehindReader: 3000
+            // More than is copied while the kernel waits for its answer.
+            case .large, .largeReader: 2 << 20
+            case .beingHashed: 16 << 20
             // More than is copied for a writer: changed blocks are kept beside.
-            case .beingHashed, .extents, .overlayWriter, .overlayReaders, .largeReader:
-                (64 << 20) + 12_345
+            case .extents, .overlayWriter, .overlayReaders: (64 << 20) + 12_345
             default: 40_000
             }
         }
@@ -35,7 +37,8 @@ final class OpenFileCell {
     }
 
     enum Action: String, CaseIterable, Sendable {
-        case read, write, append, truncatingOpen, shrink, grow, shrinkOpen, direct, map, punch
+        case read, openForWriting, write, append, truncatingOpen, shrink, grow, shrinkOpen, direct,
+            map, punch
     }
 
     private static let none: Int32 = -1
@@ -113,7 +116,7 @@ final class OpenFileCell {
 
     func enter() throws {
         switch state {
-        case .inline, .inlineBehindReader, .published, .publishedBehindReader,
+        case .inline, .inlineBehindReader, .published, .large, .publishedBehindReader,
             .changedBehindReader, .extents:
             break
         case .inlineReader, .reader, .largeReader: early = try open(path, O_RDONLY)
@@ -167,6 +170,8 @@ final class OpenFileCell {
         switch action {
         case .read:
             try reopen(O_RDONLY)
+        case .openForWriting:
+            try reopen(O_RDWR)
         case .write:
             try reopen(O_RDWR)
             say("write", pwrite(opened, "WRITTEN", 7, 100))
