@@ -39,13 +39,32 @@ struct MergeTests {
                 try randomChange(catalog, &generator)
             }
         }
+        /// Some files of the top are being written from here on, others no more.
+        func write(_ catalog: Catalog) throws {
+            let entries = try catalog.read { try $0.list(.root, after: 0, limit: .max) }
+            for file in entries where file.target.kind == .file {
+                try catalog.perform { transaction in
+                    switch Int.random(in: 0..<4, using: &generator) {
+                    case 0:
+                        try transaction.setStaging(
+                            Staging(
+                                ino: file.target.ino, name: "1.1", base: transaction.stamp()))
+                    case 1: try transaction.clearStaging(file.target.ino)
+                    default: break
+                    }
+                }
+            }
+        }
         try withTwo(seed: seed) { a, b, objects in
             var base = try commit(a, objects)
             _ = try pull(base, into: b, objects)
             for _ in 0..<25 {
                 for catalog in [a, b] { try change(catalog, 1..<15) }
                 let (own, other) = (try commit(a, objects), try commit(b, objects))
-                for catalog in [a, b] { try change(catalog, 0..<6) }
+                for catalog in [a, b] {
+                    try change(catalog, 0..<6)
+                    try write(catalog)
+                }
                 try bring(merge(own, other, base: base, objects), to: a, base: own, objects)
                 let first = try commit(a, objects)
                 try bring(first, to: b, base: other, objects)
