@@ -48,6 +48,9 @@ struct StagedFile {
     /// There while the daemon serves requests from it.
     var file: SharedDescriptor?
     var isWritable = false
+    /// The kernel writes it by itself, stores into a mapping too, of which it tells nobody: it is not
+    /// to remember its attributes.
+    var mayBeMapped = false
     /// What was copied into it, from the first byte on: it may still be that.
     var copyOf: Extent?
     /// It has the changed blocks only.

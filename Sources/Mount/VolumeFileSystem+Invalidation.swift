@@ -102,14 +102,6 @@ extension VolumeFileSystem {
         send(news)
     }
 
-    /// The kernel does not see stores into a mapping of a file that it writes by itself: the times that
-    /// it remembers from before for an hour would outlive them. (What it hears while a file is being
-    /// written it does not remember.) Under the vnode's lock.
-    func forgetTimes(_ vnode: Vnode) {
-        guard case .passthrough = vnode.state.mode else { return }
-        session?.notifier.forgetAttributes(ofRequested: vnode.nodeid)
-    }
-
     private func markSuperseded(_ vnode: Vnode, _ news: inout Invalidation) {
         vnode.state.isSuperseded = true
         vnodes.supersede(vnode)

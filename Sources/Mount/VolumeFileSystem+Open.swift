@@ -17,7 +17,6 @@ extension VolumeFileSystem {
     private struct Opening {
         let writes: Bool
         let truncates: Bool
-        /// For a shared mapping that is stored into the file must be readable too.
         let mayMap: Bool
         /// What a truncation takes away.
         let dropped: Privileges
@@ -25,7 +24,7 @@ extension VolumeFileSystem {
         init(_ flags: Int32, killsPrivileges: Bool) {
             truncates = flags & O_TRUNC != 0
             writes = flags & O_ACCMODE != O_RDONLY || truncates
-            mayMap = flags & O_ACCMODE == O_RDWR
+            mayMap = VolumeFileSystem.mayMap(flags)
             dropped = !truncates ? [] : killsPrivileges ? [.setID, .capability] : .capability
         }
     }
@@ -104,7 +103,7 @@ extension VolumeFileSystem {
                 // It came from elsewhere since the kernel looked: that it look again.
                 throw .staleNFSFileHandle
             }
-            answerCreated(inode, staged, reply)
+            answerCreated(inode, staged, flags, reply)
         } catch { reply.error(error) }
     }
 
@@ -118,7 +117,7 @@ extension VolumeFileSystem {
             let (inode, staged) = try createStaged { tx throws(Errno) in
                 try tx.createUnlinked(in: directory.ino, new, now: .now)
             }
-            answerCreated(inode, staged, reply)
+            answerCreated(inode, staged, flags, reply)
         } catch { reply.error(error) }
     }
 
@@ -155,7 +154,7 @@ extension VolumeFileSystem {
     }
 
     private func answerCreated(
-        _ inode: Inode, _ staged: StagedFile, _ reply: consuming Reply
+        _ inode: Inode, _ staged: StagedFile, _ flags: Int32, _ reply: consuming Reply
     ) {
         let vnode = vnodes.lookUp(inode.ino)
         if inode.linkCount == 0 { _ = vnodes.unlinked(inode.ino) }
@@ -167,7 +166,10 @@ extension VolumeFileSystem {
                 vnode.state.version = Version(inode, .empty)
                 vnode.state.privileges = inode.mode & 0o6000 == 0 ? [] : .setID
                 beginWriting(vnode)
-                return try admitWriter(vnode)
+                let opened = try admitWriter(vnode)
+                // The kernel has no attributes to forget.
+                if Self.mayMap(flags) { _ = noteMapping(vnode) }
+                return opened
             }
         } catch {
             forget(nodeid: vnode.nodeid, count: 1)
@@ -204,12 +206,27 @@ extension VolumeFileSystem {
                 return nil
             }
             let opened = try admitWriter(vnode, dropping: opening.dropped)
-            if opening.mayMap { forgetTimes(vnode) }
+            if opening.mayMap, noteMapping(vnode) {
+                session?.notifier.forgetAttributes(ofRequested: vnode.nodeid)
+            }
             return opened
         } catch {
             unloadIfIdle(vnode)
             throw error
         }
+    }
+
+    /// A file that is stored into by a shared mapping was opened for reading too.
+    private static func mayMap(_ flags: Int32) -> Bool { flags & O_ACCMODE == O_RDWR }
+
+    /// - Returns: whether the kernel may remember attributes from before.
+    private func noteMapping(_ vnode: Vnode) -> Bool {
+        guard case .passthrough = vnode.state.mode, case .staging(var staged) = vnode.state.bytes,
+            !staged.mayBeMapped
+        else { return false }
+        staged.mayBeMapped = true
+        vnode.state.bytes = .staging(staged)
+        return true
     }
 
     private func admitWriter(

@@ -165,7 +165,7 @@ public final class VolumeFileSystem: FileSystem {
                     // What the changed blocks take says nothing.
                     if staged.overlay != nil { setSize(&attributes, facts.size) }
                 }
-                return (attributes, Self.writingLifetime)
+                return (attributes, staged.mayBeMapped ? .zero : Self.writingLifetime)
             }
         }
     }
