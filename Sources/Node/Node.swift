@@ -232,15 +232,27 @@ public final class Node: Sendable {
         link.connect(self)
     }
 
+    /// For what a start tries on the disk and writes to it.
+    private static let startBytes: UInt64 = 8 << 20
+
     private static func openStore(_ root: FilePath) throws -> Store {
         do throws(StoreError) {
             let store = try Store(root: Array(root.string.utf8))
             try store.acquireLock()
             try store.removeTemporaries()
             _ = try store.createReserve()
+            // A start needs some room itself, and on a full disk is what leads to more.
+            while try store.freeBytes() < startBytes, try store.shrinkReserve() {
+                try store.synchronizeDisk()
+            }
+            _ = try store.diskFacts()
             return store
         } catch {
             switch error.reason {
+            case .system where error.errno == .noSpace:
+                throw NodeError(
+                    "The disk of \(root) is full: a start needs some room. Make \(startBytes >> 20) MiB free on it, then start again."
+                )
             case .rootInUse:
                 throw NodeError(
                     "\(root) is in use by another delugefs process. Stop that one first: delugefs stop --root \(root)"
@@ -327,7 +339,8 @@ public final class Node: Sendable {
                 applied: { [weak self] in self?.applied($0) },
                 isPinned: { publisher.holds($0) },
                 rank: { mesh.peers.filter { $0.isOnline && $0.node < identity.node }.count },
-                makeRoom: { (try? store.releaseReserve()) == true }))
+                makeRoom: { (try? store.shrinkReserve(leaving: Store.catalogReserveFiles)) == true }
+            ))
         space.start()
         // First of all: what a crash left is known to it before anything from elsewhere is applied.
         try publisher.start()

@@ -238,18 +238,24 @@ final class Timeline: Sendable {
 
     // MARK: The thread
 
+    private func commitMakingRoom() throws {
+        while true {
+            do {
+                try commit()
+                return
+            } catch let error as HistoryError where error.code == .noSpace {
+                guard hooks.withLock({ $0.makeRoom })() else { throw error }
+            }
+        }
+    }
+
     private func run() {
         while true {
             let (incoming, waiters, stopping) = next()
             let isTaken = attempt(.taking) { try take(incoming) }
             let isCommitted = attempt(.committing) {
                 try settleDisputes()
-                do {
-                    try commit()
-                } catch let error as HistoryError where error.code == .noSpace {
-                    guard hooks.withLock({ $0.makeRoom })() else { throw error }
-                    try commit()
-                }
+                try commitMakingRoom()
             }
             let isConverged = attempt(.converging) { try converge() }
             attempt(.repacking) { _ = try history.repackIfNeeded() }

@@ -158,6 +158,8 @@ extension Store {
     /// Bytes held back so that a catalog on a full disk can still finish a transaction: in files that are
     /// given up one by one, for somebody else may take all that becomes free at once.
     public static let reserveBytes: UInt64 = 64 << 20
+    /// Of eight: the catalog's alone, without which nothing can be removed.
+    public static let catalogReserveFiles = 4
     private static let reserveFiles = ["reserve"] + (1..<8).map { "reserve.\($0)" }
     private static let reserveFileBytes = reserveBytes / UInt64(reserveFiles.count)
 
@@ -220,9 +222,12 @@ extension Store {
 
     /// Gives the disk one file of the reserve.
     ///
+    /// - Parameter kept: so many of them are for others.
     /// - Returns: false when there was none.
-    public func shrinkReserve() throws(StoreError) -> Bool {
-        for name in Self.reserveFiles.reversed() where try root.remove(name) { return true }
+    public func shrinkReserve(leaving kept: Int = 0) throws(StoreError) -> Bool {
+        for name in Self.reserveFiles.dropFirst(kept).reversed() where try root.remove(name) {
+            return true
+        }
         return false
     }
 
