@@ -8,8 +8,6 @@ final class Disk: Sendable {
         case ext4(megabytes: Int)
         case xfs(megabytes: Int)
         case btrfs(megabytes: Int)
-
-        var isBtrfs: Bool { if case .btrfs = self { true } else { false } }
     }
 
     /// Where it is, or would be, mounted.
