@@ -183,7 +183,7 @@ public final class Publisher: @unchecked Sendable {
     // MARK: Vnodes
 
     func unpin(_ vnode: Vnode) {
-        if vnodes.unpin(vnode) { reap(vnode.ino) }
+        if vnodes.unpin(vnode) { reap(vnode) }
     }
 
     /// An inode lost its last name: when nobody holds it, it goes.
@@ -200,15 +200,19 @@ public final class Publisher: @unchecked Sendable {
         }
     }
 
-    /// Nothing holds the inode any more: if it has no name left, it goes.
-    func reap(_ ino: InodeNumber) {
+    /// Nothing holds the vnode any more: if its inode has no name left, it goes.
+    func reap(_ vnode: Vnode) { reap(vnode.ino, vnode.locked { vnode.state.staged }) }
+
+    /// - Parameter held: the inode's staging file, with its claims to the objects it consists of.
+    private func reap(_ ino: InodeNumber, _ held: StagedFile? = nil) {
         do {
             let staging = try catalog.perform { tx -> String? in
                 let staging = try tx.staging(of: ino)?.name
                 return try tx.reap(ino) ? staging : nil
             }
             if let staging, let name = StagingName(staging) {
-                removeWhenDurable(StagedFile(name: name))
+                removeWhenDurable(
+                    held.flatMap { $0.name == name ? $0 : nil } ?? StagedFile(name: name))
             }
         } catch { logger.error("removing inode \(ino.rawValue) failed: \(error)") }
     }

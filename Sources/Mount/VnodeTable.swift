@@ -71,10 +71,10 @@ final class VnodeTable: Sendable {
         }
     }
 
-    /// - Returns: the inode when nothing holds it any more and no name leads to it: reap it.
-    func forget(_ nodeid: UInt64, count: UInt64) -> InodeNumber? {
+    /// - Returns: the vnode when nothing holds its inode any more and no name leads to it: reap it.
+    func forget(_ nodeid: UInt64, count: UInt64) -> Vnode? {
         guard nodeid != Self.rootNode, let vnode = vnode(nodeid) else { return nil }
-        return release(nodeid) { $0.lookups -= min($0.lookups, count) } ? vnode.ino : nil
+        return release(nodeid) { $0.lookups -= min($0.lookups, count) } ? vnode : nil
     }
 
     /// What the kernel has looked up.

@@ -219,12 +219,12 @@ public final class VolumeFileSystem: FileSystem {
     }
 
     public func forget(nodeid: UInt64, count: UInt64) {
-        if let ino = vnodes.forget(nodeid, count: count) { publisher.reap(ino) }
+        if let vnode = vnodes.forget(nodeid, count: count) { publisher.reap(vnode) }
     }
 
     /// Gives back a pin on a vnode that is not locked.
     func unpin(_ vnode: Vnode) {
-        if vnodes.unpin(vnode) { publisher.reap(vnode.ino) }
+        if vnodes.unpin(vnode) { publisher.reap(vnode) }
     }
 
     /// One operation of the catalog.
