@@ -32,8 +32,11 @@ public final class Catalog: Sendable {
         /// Makes durable what rows lead to outside of the database and what no row may outlive: called
         /// for every batch, after its COMMIT and before it is durable, on a thread of the catalog
         /// with no lock held. (COMMIT alone leaves the rows in the page cache, which the kernel
-        /// writes back after many seconds.)
-        public var beforeDurable: @Sendable () -> Void = {}
+        /// writes back after many seconds.) What it returns is performed and becomes durable with
+        /// the batch, before which it is called again.
+        public var beforeDurable: @Sendable () -> (@Sendable (Transaction) throws -> Void)? = {
+            nil
+        }
         /// The disk is full: gives it some of what is held back; false: nothing is. Called with the
         /// catalog's lock held; must not call the catalog.
         public var makeRoom: @Sendable () -> Bool = { false }

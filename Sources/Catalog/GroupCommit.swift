@@ -155,8 +155,13 @@ final class GroupCommit: @unchecked Sendable {
     }
 
     private func endBatch() throws(Errno) -> (operation: UInt64, frames: Int32) {
-        let result = try writer.endBatch()
-        options.beforeDurable()
+        var result = try writer.endBatch()
+        while let correction = options.beforeDurable() {
+            do { _ = try writer.perform(correction) } catch {
+                options.log("what could not be made durable is not noted: \(error)")
+            }
+            result = try writer.endBatch()
+        }
         // The errno is read before anything else is called.
         if fdatasync(log.rawValue) != 0 {
             let error = Errno(rawValue: errno)

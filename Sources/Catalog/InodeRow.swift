@@ -122,6 +122,14 @@ public struct Staging: Hashable, Sendable {
     /// so that no other node takes it for an empty file.
     public var isNewborn: Bool
 
+    /// The file took the place of older bytes and could not be synced: publishing keeps these beside
+    /// it, for what is read of it may not be what was written. (No content has stamp 0.)
+    public var isDoubtful: Bool { base.milliseconds == 0 }
+
+    public mutating func doubt() {
+        base = Stamp(milliseconds: 0, counter: 0, node: base.node)
+    }
+
     public init(
         ino: InodeNumber, name: String, base: Stamp, overlay: [UInt8]? = nil,
         isNewborn: Bool = false

@@ -135,9 +135,10 @@ extension Publisher {
             var recorded = Recorded(inode: before, standing: standing)
             let present = try tx.content(of: ino)
             if present != content || before.modified != facts.modified {
-                if before.contentStamp != staging.base, before.contentStamp.node != tx.node,
-                    present != content
-                {
+                let isOther =
+                    before.contentStamp != staging.base && before.contentStamp.node != tx.node
+                let isPrecious = staging.isDoubtful && present.length > 0
+                if present != content, isOther || isPrecious {
                     try keepOther(before, present, tx, &recorded.effects)
                 }
                 // As stat showed it: neither publishing nor the link is a change.
@@ -164,7 +165,8 @@ extension Publisher {
         }
     }
 
-    /// Edited here and elsewhere: this version keeps the name, the other stays beside it.
+    /// Edited here and elsewhere, or the disk may have spoiled what was edited: this version keeps the
+    /// name, the other stays beside it.
     private func keepOther(
         _ other: CatalogInode, _ content: Content, _ tx: Transaction,
         _ effects: inout VolumeChange

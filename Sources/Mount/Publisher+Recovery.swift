@@ -77,6 +77,7 @@ extension Publisher {
             (try reader.inode(row.ino), try reader.content(of: row.ino))
         }
         guard let inode else { return false }
+        if row.isDoubtful { store.distrust(name) }
         var staged = StagedFile(name: name)
         let split = try store.interruptedSplit(name)
         let vnode = vnodes.pin(row.ino)

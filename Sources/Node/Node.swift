@@ -271,8 +271,23 @@ public final class Node: Sendable {
         options.log = { logger.warning("catalog: \($0)") }
         options.own = { Store.own($0, of: $1) }
         options.beforeDurable = {
-            do { try store.synchronizeOwed() } catch {
-                logger.error("files that are being written could not be synced: \(error)")
+            let failures = store.synchronizeOwed()
+            guard !failures.isEmpty else { return nil }
+            for (name, error) in failures {
+                logger.error(
+                    "staging/\(name), which is being written, could not be synced: \(error)")
+            }
+            // The row has the older bytes until the file is published, which a power cut or the kernel
+            // may have left with neither. (What a rename displaced has no row any more: as on any
+            // disk that fails, it is the new file or nothing.)
+            return { tx in
+                for name in failures.keys {
+                    guard var row = try tx.staging(of: name.ino), row.name == "\(name)" else {
+                        continue
+                    }
+                    row.doubt()
+                    try tx.setStaging(row)
+                }
             }
         }
         options.makeRoom = { (try? store.shrinkReserve()) == true }

@@ -119,10 +119,15 @@ extension Store {
         state.withLock { $0.damaged.contains(name) }
     }
 
+    /// As after a failed sync, which an earlier process met.
+    public func distrust(_ name: StagingName) {
+        state.withLock { _ = $0.damaged.insert(name) }
+    }
+
     func synchronizeBytes(_ name: StagingName, _ file: CInt) throws(StoreError) {
         guard !isDamaged(name) else { throw StoreError("fsync staging/\(name)", .ioError) }
         do throws(StoreError) { try synchronize(file, "staging/\(name)") } catch {
-            state.withLock { _ = $0.damaged.insert(name) }
+            distrust(name)
             throw error
         }
     }
@@ -147,25 +152,28 @@ extension Store {
         state.withLock { _ = $0.owedSyncs.insert(name) }
     }
 
-    /// - Throws: `StoreError`: the first failure, after all were tried.
-    public func synchronizeOwed() throws(StoreError) {
+    /// - Returns: what could not be made durable, and why.
+    public func synchronizeOwed() -> [StagingName: StoreError] {
         let names = state.withLock { state in
             defer { state.owedSyncs = [] }
             return state.owedSyncs
         }
         if names.count >= Self.wholeDiskSyncFilesMin {
             // If it fails, it does not say which file is damaged.
-            do throws(StoreError) { return try synchronizeDisk() } catch {}
+            do throws(StoreError) {
+                try synchronizeDisk()
+                return [:]
+            } catch {}
         }
-        var failure: StoreError?
+        var failures: [StagingName: StoreError] = [:]
         for name in names {
             do throws(StoreError) {
                 let file = try staging.openIfPresent(name.description, O_RDONLY)
                 // Else it was published or removed meanwhile.
                 if let file { try synchronizeStaging(name, FileDescriptor(rawValue: file.raw)) }
-            } catch { failure = failure ?? error }
+            } catch { failures[name] = error }
         }
-        if let failure { throw failure }
+        return failures
     }
 
     /// Removes the file, what a split left of it and the bases of an overlay; nothing happens when it

@@ -65,6 +65,27 @@ struct GroupCommitTests {
         }
     }
 
+    @Test func whatCouldNotBeMadeDurableIsDurablyNotedWithTheBatch() throws {
+        try withDirectory { directory in
+            var options = options()
+            options.commitInterval = .seconds(3600)
+            let corrections = Mutex<[String]>([])
+            options.beforeDurable = {
+                guard let key = corrections.withLock({ $0.popLast() }) else { return nil }
+                return { try $0.setMeta(key, [1]) }
+            }
+            let catalog = try openCatalog(directory, options)
+            defer { catalog.close() }
+            try makeRoot(catalog)
+            corrections.withLock { $0 = ["a", "b"] }
+            try catalog.flush()
+            try copy(directory, to: directory + "/crash")
+            let survivor = try openCatalog(directory + "/crash")
+            defer { survivor.close() }
+            for key in ["a", "b"] { #expect(try survivor.read { try $0.meta(key) } == [1]) }
+        }
+    }
+
     @Test func anIdleCatalogCommitsByItself() throws {
         try withDirectory { directory in
             let catalog = try openCatalog(directory)

@@ -277,6 +277,9 @@ import Volume
         defer { try? file.close() }
         #expect(throws: StoreError.self) { try store.synchronizeStaging(names[0], file) }
         #expect(store.isDamaged(names[0]))
+        for name in names { store.oweSync(name) }
+        #expect(Set(store.synchronizeOwed().keys) == Set(names))
+        #expect(store.synchronizeOwed().isEmpty)
         // The disk is well again, and the kernel has forgotten.
         unlink(filler)
         #expect(throws: StoreError.self) { try store.synchronizeStaging(names[0], file) }
