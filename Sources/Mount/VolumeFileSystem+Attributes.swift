@@ -50,7 +50,16 @@ extension VolumeFileSystem {
                     shown(inode, readAt: time, vnode)
                 } else { try shown(vnode) }
             reply.attributes(attributes, valid: valid)
-        } catch { reply.error(error) }
+        } catch {
+            if changes.fields.contains(.size) { forgetSize(request.nodeid) }
+            reply.error(error)
+        }
+    }
+
+    /// What comes after a truncation may fail, and of a request that failed the kernel believes that
+    /// nothing has changed.
+    private func forgetSize(_ nodeid: UInt64) {
+        session?.notifier.forgetAttributes(ofRequested: nodeid)
     }
 
     /// A truncation that had to wait for its bytes, tried again.
@@ -70,7 +79,10 @@ extension VolumeFileSystem {
             // A change from elsewhere may have been announced while this request waited: then the
             // kernel must not keep the answer.
             reply.attributes(try shown(vnode).0, valid: .zero)
-        } catch { reply.error(error) }
+        } catch {
+            forgetSize(vnode.nodeid)
+            reply.error(error)
+        }
     }
 
     /// A truncation counts as open, truncate, close.

@@ -202,16 +202,27 @@ extension VolumeFileSystem {
                 try load(vnode)
                 return try admit(vnode, writes: false)
             }
+            let isStaged = vnode.state.staged != nil
             guard try acquireStaging(vnode, keeping: opening.truncates ? 0 : .max) else {
                 return nil
             }
             let opened = try admitWriter(vnode, dropping: opening.dropped)
+            if opening.truncates, isStaged { try empty(vnode, opened) }
             if opening.mayMap, noteMapping(vnode) {
                 session?.notifier.forgetAttributes(ofRequested: vnode.nodeid)
             }
             return opened
         } catch {
             unloadIfIdle(vnode)
+            if opening.truncates { session?.notifier.forgetAttributes(ofRequested: vnode.nodeid) }
+            throw error
+        }
+    }
+
+    /// The last step of an open: one that fails takes nothing away.
+    private func empty(_ vnode: Vnode, _ opened: Opened) throws(Errno) {
+        do throws(Errno) { try resize(vnode, to: 0) } catch {
+            abandon(opened, vnode)
             throw error
         }
     }

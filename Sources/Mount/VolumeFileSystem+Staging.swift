@@ -27,7 +27,8 @@ extension VolumeFileSystem {
     /// Makes the bytes a staging file and counts one more writer. Under the vnode's lock, which
     /// nobody waits for and which is not superseded.
     ///
-    /// - Parameter keeping: how many of the present bytes the writer needs; 0 for a truncation.
+    /// - Parameter keeping: how many of the present bytes the writer needs; 0 for a truncation. What is
+    ///   staged already keeps all: to empty it is the caller's, when nothing else can fail any more.
     /// - Returns: false when that takes time; `state.waiting` then holds who is to be called.
     func acquireStaging(_ vnode: Vnode, keeping: UInt64) throws(Errno) -> Bool {
         // What would be written now could not be published any more.
@@ -49,7 +50,6 @@ extension VolumeFileSystem {
             case .unpublished: break
             }
             beginWriting(vnode)
-            if keeping == 0 { try empty(vnode) }
             return true
         case .inline(let bytes):
             let staged = try keeping == 0 ? newStaging(vnode.ino) : newCopy(vnode.ino)
@@ -57,7 +57,8 @@ extension VolumeFileSystem {
             store.oweSync(staged.name)
             // A truncation counts as a change even of what is empty.
             try adopt(
-                staged, vnode, keepsTime: keeping > 0 && keeping >= UInt64(bytes.count))
+                staged, vnode, keepsTime: keeping > 0 && keeping >= UInt64(bytes.count),
+                isEmpty: keeping == 0)
         case .object(let extent, let known):
             let file: SharedDescriptor?
             if case .passthrough = vnode.state.mode {
@@ -73,7 +74,7 @@ extension VolumeFileSystem {
                 assemble(vnode, extents, keeping: keeping)
                 return false
             }
-            try adopt(try newStaging(vnode.ino), vnode, keepsTime: false)
+            try adopt(try newStaging(vnode.ino), vnode, keepsTime: false, isEmpty: true)
         }
         beginWriting(vnode)
         return true
@@ -96,13 +97,6 @@ extension VolumeFileSystem {
         }
     }
 
-    private func empty(_ vnode: Vnode) throws(Errno) {
-        do throws(Errno) { try resize(vnode, to: 0) } catch {
-            endWriting(vnode)
-            throw error
-        }
-    }
-
     /// A writer opens what is an object. Under the vnode's lock.
     private func replaceObject(
         _ vnode: Vnode, _ extent: Extent, _ file: SharedDescriptor?, keeping: UInt64
@@ -119,7 +113,7 @@ extension VolumeFileSystem {
             return false
         }
         guard keeping > 0 else {
-            try adopt(try newStaging(vnode.ino), vnode, keepsTime: false)
+            try adopt(try newStaging(vnode.ino), vnode, keepsTime: false, isEmpty: true)
             beginWriting(vnode)
             return true
         }
@@ -232,14 +226,18 @@ extension VolumeFileSystem {
     /// lock. When it fails the file is removed. A copy of older bytes is synced already or owed
     /// (`Store.oweSync`): else a power cut would leave the row with a copy that never got to the
     /// disk.
+    ///
+    /// - Parameter isEmpty: it takes away what was there: then its row survives a kill at once, or
+    ///   everything is as before.
     private func adopt(
-        _ staged: StagedFile, _ vnode: Vnode, keepsTime: Bool
+        _ staged: StagedFile, _ vnode: Vnode, keepsTime: Bool, isEmpty: Bool = false
     ) throws(Errno) {
         var staged = staged
         do throws(Errno) {
             guard !vnode.state.isSuperseded else { throw .staleNFSFileHandle }
-            let inode = try nameStaging(vnode, staged)
+            let (inode, row) = try nameStaging(vnode, staged)
             vnode.state.isUncommitted = true
+            if isEmpty { try commitName(vnode, orGoBackTo: row) }
             if keepsTime, let file = staged.file {
                 staged.original = try keepTime(of: inode, vnode.state.staged, file)
             }
@@ -251,6 +249,15 @@ extension VolumeFileSystem {
         vnode.state.bytes = .staging(staged)
         publisher.releaseClaim(vnode)
         if let replaced { publisher.removeWhenDurable(replaced) }
+    }
+
+    private func commitName(_ vnode: Vnode, orGoBackTo row: Staging?) throws(Errno) {
+        do throws(Errno) { try commitRows(of: vnode, "open for writing") } catch {
+            try perform("open for writing") { tx throws(Errno) in
+                if let row { try tx.setStaging(row) } else { try tx.clearStaging(vnode.ino) }
+            }
+            throw error
+        }
     }
 
     /// Opening for writing alone changes no modification time.
@@ -274,14 +281,18 @@ extension VolumeFileSystem {
 
     /// The row names the staging file, and remembers what it began from.
     ///
+    /// - Returns: also the staging row from before.
     /// - Throws: ESTALE when another version came since the bytes were loaded: the kernel looks the
     ///   name up again.
-    private func nameStaging(_ vnode: Vnode, _ staged: StagedFile) throws(Errno) -> Inode {
+    private func nameStaging(
+        _ vnode: Vnode, _ staged: StagedFile
+    ) throws(Errno) -> (Inode, Staging?) {
         let version = vnode.state.version
         return try perform("open for writing") { tx throws(Errno) in
             guard let inode = try tx.inode(vnode.ino) else { throw .staleNFSFileHandle }
             // Sealed and not recorded: what began from the old base goes on from there.
-            var base = try tx.staging(of: vnode.ino)?.base
+            let row = try tx.staging(of: vnode.ino)
+            var base = row?.base
             if base == nil {
                 let content = try tx.content(of: vnode.ino)
                 guard inode.contentStamp == version?.stamp || content == version?.content
@@ -292,7 +303,7 @@ extension VolumeFileSystem {
                 Staging(
                     ino: vnode.ino, name: "\(staged.name)", base: base ?? inode.contentStamp,
                     overlay: staged.overlay?.map.encoded))
-            return inode
+            return (inode, row)
         }
     }
 
