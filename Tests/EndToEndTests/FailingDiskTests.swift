@@ -133,7 +133,11 @@ extension EndToEnd {
                 echo 1 >/sys/fs/ext4/$(basename $(findmnt -no SOURCE "$1"))/trigger_fs_error
                 """
 
-            var said: String { self == .gone ? "Input/output error" : "Read-only file system" }
+            /// From the first failed sync of its log on the catalog is read-only, whatever the disk said.
+            var said: [String] {
+                self == .gone
+                    ? ["Input/output error", "Read-only file system"] : ["Read-only file system"]
+            }
         }
 
         @Test(
@@ -154,7 +158,8 @@ extension EndToEnd {
                 let after = Self.acknowledged(ledger)
                 try await Task.sleep(for: .seconds(1))
                 #expect(Self.acknowledged(ledger) == after, "Nothing is acknowledged any more.")
-                #expect(FileBytes.text("\(ledger).errors").contains(loss.said))
+                let errors = FileBytes.text("\(ledger).errors")
+                #expect(loss.said.contains { errors.contains($0) }, "\(errors)")
                 _ = try workshop.write("", to: "end")
                 #expect(try await storm.wait(Bounds.command) == 0)
                 #expect(try await !node.sh("echo new >new; sync new").isSuccess)
