@@ -1,3 +1,5 @@
+import Testing
+
 /// A script of ordinary file life, and a listing that tells two trees apart. A plain directory goes
 /// through the same script and is the oracle.
 enum FileLife {
@@ -70,6 +72,17 @@ enum FileLife {
 
     static func list(on host: Host, _ directory: String) async throws -> [UInt8] {
         try await host.sh(listing, directory, timeout: Bounds.transfer).succeeded().bytes
+    }
+
+    /// On a node's mount; what is there when all is published must be what the oracle has.
+    static func runAndCompare(
+        _ node: NodeProcess, _ oracle: Disk, _ what: String
+    ) async throws {
+        let mount = try #require(node.mount)
+        try await run(on: node.host, in: mount)
+        try await node.settle()
+        try requireEqual(
+            try await list(on: node.host, oracle.path), try await list(on: node.host, mount), what)
     }
 
     /// - Throws: `Failure` with the differing lines.

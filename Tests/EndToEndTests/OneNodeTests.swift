@@ -53,12 +53,7 @@ extension EndToEnd {
                 let disk = try await Disk(workshop, "root", try #require(kinds[kind]))
                 let node = try NodeProcess("a", on: host, disk: disk)
                 try await node.create()
-                let mount = try #require(node.mount)
-                try await FileLife.run(on: host, in: mount)
-                try await node.settle()
-                try FileLife.requireEqual(
-                    try await FileLife.list(on: host, oracle.path),
-                    try await FileLife.list(on: host, mount), "The mount over \(kind)")
+                try await FileLife.runAndCompare(node, oracle, "The mount over \(kind)")
             }
         }
 

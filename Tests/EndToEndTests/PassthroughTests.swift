@@ -330,12 +330,7 @@ extension EndToEnd {
                 workshop.onClose("overlayfs") { _ = try await Shell.run(["umount", "-l", merged]) }
                 let node = try NodeProcess("a", on: host, root: "\(merged)/db")
                 try await node.create()
-                let mount = try #require(node.mount)
-                try await FileLife.run(on: host, in: mount)
-                try await node.settle()
-                try FileLife.requireEqual(
-                    try await FileLife.list(on: host, oracle.path),
-                    try await FileLife.list(on: host, mount), "The mount over overlayfs")
+                try await FileLife.runAndCompare(node, oracle, "The mount over overlayfs")
             }
         }
 
