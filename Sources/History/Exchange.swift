@@ -79,7 +79,7 @@ extension History {
     ) throws -> Bool {
         let keys = try objectKeys(wanted: wanted, have: have)
         guard !keys.isEmpty else { return false }
-        let writer = try PackWriter(repository: path)
+        let writer = try PackWriter(repository: path, settings: newPackSettings)
         for key in keys { try writer.insert(key) }
         try writer.stream(body)
         return true

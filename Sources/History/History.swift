@@ -77,6 +77,22 @@ public final class History: Sendable {
         }
     }
 
+    /// For packs of what is new: similar objects are not stored as differences there, for looking for
+    /// them took half of a commit's time. Repacking does it.
+    var newPackSettings: FilePath { path.appending("new-packs.config") }
+
+    /// libgit2 1.5 takes `pack.deltaCacheSize` for the threshold by mistake (`packbuilder_config` in
+    /// its `pack-objects.c`). Missing or cut short by a crash, the file costs time, nothing else.
+    private func writeNewPackSettings() throws {
+        let file = try FileDescriptor.open(
+            newPackSettings, .writeOnly, options: [.create, .truncate, .closeOnExec],
+            permissions: .ownerReadWrite)
+        _ = try file.closeAfter {
+            try file.writeAll(
+                "[core]\n\tbigFileThreshold = 1\n[pack]\n\tdeltaCacheSize = 1\n".utf8)
+        }
+    }
+
     /// Opens a repository made by `create`, sweeps what a crash left, reads the commit graph.
     public static func open(_ path: FilePath) throws -> History { try History(path) }
 
@@ -92,6 +108,7 @@ public final class History: Sendable {
         try packs.sweep(reindexIn: quarantine)
         readers = try Readers(path.appending("objects"))
         references = try References(path)
+        try writeNewPackSettings()
         try loadGraph()
     }
 
@@ -140,7 +157,8 @@ public final class History: Sendable {
         guard !objects.isEmpty else { return }
         let bytes = objects.values.reduce(0) { $0 + $1.bytes.count + 100 }
         try Files.requireSpace(bytes, at: packs.directory)
-        let writer = try PackWriter(objects: objects.map { ($0.key, $0.value) })
+        let writer = try PackWriter(
+            objects: objects.map { ($0.key, $0.value) }, settings: newPackSettings)
         for kind in [ObjectKind.commit, .tree, .blob] {
             for (key, object) in objects where object.kind == kind { try writer.insert(key) }
         }

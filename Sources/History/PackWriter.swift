@@ -11,17 +11,19 @@ struct PackWriter: ~Copyable {
     private let repository: OpaquePointer
     private let builder: OpaquePointer
 
-    /// A writer over the objects of a repository, with the memory bounds of its `config`.
-    init(repository path: FilePath) throws {
+    /// A writer over the objects of a repository.
+    ///
+    /// - Parameter settings: of Git's form; those of the repository if there are none.
+    init(repository path: FilePath, settings: FilePath? = nil) throws {
         try Library.require()
         var opened: OpaquePointer?
         try check(
             path.withPlatformString { git_repository_open_bare(&opened, $0) }, "open repository")
-        try self.init(owning: opened)
+        try self.init(owning: opened, settings)
     }
 
     /// A writer over the given objects alone.
-    init(objects: some Sequence<(ObjectKey, StagedObject)>) throws {
+    init(objects: some Sequence<(ObjectKey, StagedObject)>, settings: FilePath) throws {
         try Library.require()
         var database: OpaquePointer?
         try check(git_odb_new(&database), "new database")
@@ -46,21 +48,37 @@ struct PackWriter: ~Copyable {
         }
         var wrapped: OpaquePointer?
         try check(git_repository_wrap_odb(&wrapped, database), "wrap database")
-        try self.init(owning: wrapped)
+        try self.init(owning: wrapped, settings)
     }
 
-    private init(owning repository: OpaquePointer?) throws {
+    private init(owning repository: OpaquePointer?, _ settings: FilePath?) throws {
         guard let repository else { throw HistoryError(.library, "open repository", "none") }
-        var created: OpaquePointer?
-        let code = git_packbuilder_new(&created, repository)
-        guard code == 0, let created else {
-            defer { git_repository_free(repository) }
-            try check(code, "new pack")
-            throw HistoryError(.library, "new pack", "none")
+        let builder: OpaquePointer
+        do {
+            if let settings { try Self.apply(settings, to: repository) }
+            builder = try Self.newBuilder(repository)
+        } catch {
+            git_repository_free(repository)
+            throw error
         }
         self.repository = repository
-        builder = created
+        self.builder = builder
         _ = git_packbuilder_set_threads(builder, 1)
+    }
+
+    private static func newBuilder(_ repository: OpaquePointer) throws -> OpaquePointer {
+        var created: OpaquePointer?
+        try check(git_packbuilder_new(&created, repository), "new pack")
+        guard let created else { throw HistoryError(.library, "new pack", "none") }
+        return created
+    }
+
+    private static func apply(_ settings: FilePath, to repository: OpaquePointer) throws {
+        var opened: OpaquePointer?
+        defer { git_config_free(opened) }
+        let code = settings.withPlatformString { git_config_open_ondisk(&opened, $0) }
+        try check(code, "open \(settings)")
+        try check(git_repository_set_config(repository, opened), "use \(settings)")
     }
 
     deinit {
@@ -75,15 +93,22 @@ struct PackWriter: ~Copyable {
     }
 
     /// Writes pack and index into a directory, both and the directory fsynced; the pack's name.
+    ///
+    /// `git_packbuilder_write` would hand every object to the indexer by itself, which maps and
+    /// unmaps the file each time: with several threads, an interrupt of every processor.
     borrowing func write(into directory: FilePath) throws -> String {
-        let code = directory.withPlatformString {
-            git_packbuilder_write(builder, $0, 0o444, nil, nil)
+        var indexer = try Indexer(directory)
+        var portion: [UInt8] = []
+        portion.reserveCapacity(Indexer.portionBytes)
+        try stream { bytes in
+            if portion.count + bytes.count > Indexer.portionBytes {
+                try portion.withUnsafeBytes { try indexer.append($0) }
+                portion.removeAll(keepingCapacity: true)
+            }
+            portion.append(contentsOf: bytes)
         }
-        try check(code, "write pack")
-        guard let name = git_packbuilder_name(builder) else {
-            throw HistoryError(.library, "write pack", "no name")
-        }
-        return "pack-\(String(cString: name)).pack"
+        try portion.withUnsafeBytes { try indexer.append($0) }
+        return try indexer.finish()
     }
 
     /// The pack's bytes, in portions.
@@ -119,44 +144,64 @@ struct PackWriter: ~Copyable {
     }
 }
 
-/// Builds the index of a pack that came from elsewhere.
-enum Indexer {
-    private static let portionBytes = 1 << 20
+/// Takes a pack's bytes and builds its index.
+struct Indexer: ~Copyable {
+    static let portionBytes = 1 << 20
 
-    /// Copies the pack into `directory` with an index, fsynced; the pack's name. The pack must be
-    /// complete in itself: a delta against an object outside is an error.
-    static func index(_ pack: FilePath, into directory: FilePath) throws -> String {
+    private let indexer: OpaquePointer
+    /// libgit2 continues from it.
+    private var progress = git_indexer_progress()
+
+    init(_ directory: FilePath) throws {
         try Library.require()
-        guard let size = Files.size(pack) else { throw Files.failure("index pack", pack, ENOENT) }
-        try Files.requireSpace(size + size / 2, at: directory)
-        let file = try FileDescriptor.open(pack, .readOnly, options: .closeOnExec)
-        defer { try? file.close() }
         var created: OpaquePointer?
         try check(
             directory.withPlatformString { git_indexer_new(&created, $0, 0o444, nil, nil) },
             "index pack")
-        guard let indexer = created else { throw HistoryError(.library, "index pack", "none") }
-        defer { git_indexer_free(indexer) }
-        var progress = git_indexer_progress()
-        try withUnsafeTemporaryAllocation(byteCount: portionBytes, alignment: 16) { buffer in
-            while true {
-                let count = try file.read(into: buffer)
-                guard count > 0 else { break }
-                try malformed(git_indexer_append(indexer, buffer.baseAddress, count, &progress))
-            }
-        }
-        try malformed(git_indexer_commit(indexer, &progress))
+        guard let created else { throw HistoryError(.library, "index pack", "none") }
+        indexer = created
+    }
+
+    deinit { git_indexer_free(indexer) }
+
+    mutating func append(_ bytes: UnsafeRawBufferPointer) throws {
+        try check(
+            git_indexer_append(indexer, bytes.baseAddress, bytes.count, &progress), "index pack")
+    }
+
+    /// Pack, index and directory are fsynced; the pack's name.
+    mutating func finish() throws -> String {
+        try check(git_indexer_commit(indexer, &progress), "index pack")
         guard let name = git_indexer_name(indexer) else {
             throw HistoryError(.library, "index pack", "no name")
         }
         return "pack-\(String(cString: name)).pack"
     }
 
+    /// Copies a pack that came from elsewhere into `directory` with an index, fsynced; the pack's
+    /// name. The pack must be complete in itself: a delta against an object outside is an error.
+    static func index(_ pack: FilePath, into directory: FilePath) throws -> String {
+        guard let size = Files.size(pack) else { throw Files.failure("index pack", pack, ENOENT) }
+        try Files.requireSpace(size + size / 2, at: directory)
+        let file = try FileDescriptor.open(pack, .readOnly, options: .closeOnExec)
+        defer { try? file.close() }
+        var indexer = try Indexer(directory)
+        return try withUnsafeTemporaryAllocation(byteCount: portionBytes, alignment: 16) { buffer in
+            while true {
+                let count = try file.read(into: buffer)
+                guard count > 0 else { break }
+                let read = UnsafeRawBufferPointer(rebasing: buffer[..<count])
+                try malformed { try indexer.append(read) }
+            }
+            return try malformed { try indexer.finish() }
+        }
+    }
+
     /// What the indexer refuses is the pack's fault.
-    private static func malformed(_ code: CInt) throws {
+    private static func malformed<T>(_ body: () throws -> T) throws -> T {
         do {
-            try check(code, "index pack")
-        } catch {
+            return try body()
+        } catch let error as HistoryError {
             throw HistoryError(
                 .malformed, error.operation, error.message, libraryCode: error.libraryCode)
         }

@@ -34,8 +34,12 @@ struct RepairPlan {
     private var nodes: [NodeID: PlacementNode] = [:]
     private var online: Set<NodeID> = []
     private var copies = 1
-    /// By row number; no more than files have contents.
+    /// By row number; no more than files have contents. Changed by `setLack` alone.
     private var lacking: [Int64: Lack] = [:]
+    /// Of all that is lacking.
+    private(set) var amounts = Replicator.Amounts()
+    /// Those of which this node has a cached copy and nobody one that counts.
+    private var promotable: Set<Int64> = []
     /// Clones that were accepted and are not confirmed: at most `Replicator.clonesMax` of a node.
     private var asked: [NodeID: [Int64: Instant]] = [:]
     private var busyUntil: [NodeID: Instant] = [:]
@@ -56,6 +60,7 @@ struct RepairPlan {
         self.copies = copies
         asked = asked.filter { nodes[$0.key] != nil }
         mustSurvey = true
+        recount()
     }
 
     /// On how many machines copies have to be.
@@ -98,12 +103,41 @@ struct RepairPlan {
             }
         }
         guard let holding, holding.isReferenced, isLacking(holders) else {
-            lacking[number] = nil
+            setLack(number, nil)
             return
         }
-        lacking[number] = Lack(
-            number: number, extent: holding.extent, holders: holders,
-            since: lacking[number]?.since ?? now)
+        setLack(
+            number,
+            Lack(
+                number: number, extent: holding.extent, holders: holders,
+                since: lacking[number]?.since ?? now))
+    }
+
+    private mutating func setLack(_ number: Int64, _ lack: Lack?) {
+        if let old = lacking[number] { count(old, -1) }
+        lacking[number] = lack
+        if let lack { count(lack, 1) }
+        if let lack, lack.holders[node] == .cached, lack.holders(.stored).isEmpty {
+            promotable.insert(number)
+        } else {
+            promotable.remove(number)
+        }
+    }
+
+    /// - Parameter sign: 1 or -1.
+    private mutating func count(_ lack: Lack, _ sign: Int) {
+        func add(to amount: inout Status.Amount) {
+            amount.files += sign
+            amount.bytes = amount.bytes &+ UInt64(bitPattern: Int64(sign)) &* lack.extent.length
+        }
+        if lack.holders(.stored).count < copies { add(to: &amounts.underReplicated) }
+        if !isAvailable(lack.holders) { add(to: &amounts.unavailable) }
+    }
+
+    /// What counts as lacking depends on the nodes and on how many copies are wanted.
+    private mutating func recount() {
+        amounts = Replicator.Amounts()
+        for lack in lacking.values { count(lack, 1) }
     }
 
     private func isLacking(_ holders: [NodeID: HolderState]) -> Bool {
@@ -117,19 +151,6 @@ struct RepairPlan {
         holders.contains { $0.value != .cloning && online.contains($0.key) }
     }
 
-    var amounts: Replicator.Amounts {
-        var amounts = Replicator.Amounts()
-        func add(_ lack: Lack, to amount: inout Status.Amount) {
-            amount.files += 1
-            amount.bytes += lack.extent.length
-        }
-        for lack in lacking.values {
-            if lack.holders(.stored).count < copies { add(lack, to: &amounts.underReplicated) }
-            if !isAvailable(lack.holders) { add(lack, to: &amounts.unavailable) }
-        }
-        return amounts
-    }
-
     // MARK: What is to be done
 
     mutating func expire(_ now: Instant) {
@@ -141,10 +162,8 @@ struct RepairPlan {
     /// What this node has as a cached copy, when nobody has one that counts and it is this node's turn.
     mutating func promotions(_ now: Instant) -> [Extent] {
         var found: [Extent] = []
-        for number in lacking.keys {
-            guard let lack = lacking[number], lack.holders[node] == .cached,
-                lack.holders(.stored).isEmpty, isOurTurn(number, now)
-            else { continue }
+        for number in promotable {
+            guard isOurTurn(number, now), let lack = lacking[number] else { continue }
             found.append(lack.extent)
         }
         return found

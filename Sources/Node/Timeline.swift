@@ -258,7 +258,8 @@ final class Timeline: Sendable {
                 try commitMakingRoom()
             }
             let isConverged = attempt(.converging) { try converge() }
-            attempt(.repacking) { _ = try history.repackIfNeeded() }
+            let isLoaded = state.withLock { $0.dirtySince != nil || !$0.incoming.isEmpty }
+            attempt(.repacking) { _ = try history.repackIfNeeded(underLoad: isLoaded) }
             if isCommitted { for waiter in waiters { waiter() } }
             wake()
             if stopping { break }
