@@ -25,6 +25,10 @@ public enum Limits {
 
     // MARK: Implementation
 
+    /// No clock takes a reading beyond this, 2199-01-01T00:00:00Z, from the machine or from a stamp.
+    /// The year up to `stampMillisecondsEnd` is for counting on from there.
+    public static let clockMillisecondsMax = stampMillisecondsEnd - 365 * 86_400_000
+
     /// Content up to this size travels inside the peer API's open reply instead of by swarm.
     public static let openReplyBytesMax: UInt64 = 1 << 20
 }

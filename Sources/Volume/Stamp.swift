@@ -38,6 +38,7 @@ public struct HybridClock: Sendable {
 
     /// The stamp for a write at the given wall-clock time.
     public mutating func next(wall: UInt64) -> Stamp {
+        let wall = min(wall, Limits.clockMillisecondsMax)
         if wall > milliseconds {
             milliseconds = wall
             counter = 0
@@ -50,10 +51,12 @@ public struct HybridClock: Sendable {
         return Stamp(milliseconds: milliseconds, counter: counter, node: node)
     }
 
-    /// Adopts a stamp from elsewhere; every valid stamp is adopted, however far ahead.
+    /// Adopts a stamp from elsewhere, however far ahead; but of the last valid stamps only so much
+    /// that this clock can still give some: else one wrong clock ended all writing in the volume.
     public mutating func observe(_ stamp: Stamp) {
-        guard (stamp.milliseconds, stamp.counter) > (milliseconds, counter) else { return }
-        milliseconds = stamp.milliseconds
-        counter = stamp.counter
+        let isNearEnd = stamp.milliseconds > Limits.clockMillisecondsMax
+        let seen =
+            isNearEnd ? (Limits.clockMillisecondsMax, 0) : (stamp.milliseconds, stamp.counter)
+        if seen > (milliseconds, counter) { (milliseconds, counter) = seen }
     }
 }
