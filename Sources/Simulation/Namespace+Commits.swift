@@ -4,7 +4,7 @@ public import Volume
 extension Namespace {
     /// Brings a clean state from one commit to another.
     public mutating func apply(_ difference: TreeDifference) {
-        precondition(dirtyPlaces.isEmpty && dirtyRecords.isEmpty, "commit before applying")
+        precondition(isClean, "commit before applying")
         for place in difference.places.keys {
             if let link = link(at: place) { leave(link.id) }
         }
@@ -32,11 +32,13 @@ extension Namespace {
         }
     }
 
-    /// What its files hold, by the stamp of the write.
-    public var contents: [Stamp: Body] {
-        let files = records.values.filter { !$0.isDirectory }
-        return Dictionary(files.map { ($0.content.stamp, $0.content.value.body) }) { first, _ in
-            first
+    /// What its files hold.
+    var contents: [LineageID: ContentVersion] {
+        records.compactMapValues { record in
+            record.isDirectory
+                ? nil
+                : ContentVersion(
+                    id: record.id, stamp: record.content.stamp, body: record.content.value.body)
         }
     }
 }

@@ -43,6 +43,8 @@ public struct Namespace: Sendable {
         }
     }
 
+    public var isClean: Bool { dirtyPlaces.isEmpty && dirtyRecords.isEmpty }
+
     public mutating func markClean() {
         dirtyPlaces = []
         dirtyRecords = []

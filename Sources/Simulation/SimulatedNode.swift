@@ -1,186 +1,208 @@
 public import Volume
 
-/// A commit as a simulated node's table has it.
-public struct SimulatedCommit: Hashable, Sendable {
-    public let id: ObjectID
-    public let parents: [ObjectID]
-    public let tree: ObjectID
-    public let generation: Int
-    public let message: CommitMessage
-
-    init(parents: [ObjectID], tree: ObjectID, generation: Int, message: CommitMessage) {
-        self.parents = parents
-        self.tree = tree
-        self.generation = generation
-        self.message = message
-        let bytes = tree.bytes + parents.flatMap(\.bytes) + message.encoded
-        guard let id = ObjectID(bytes: Array(PureSHA256.digest(bytes).prefix(20))) else {
-            preconditionFailure("a digest has 32 bytes")
-        }
-        self.id = id
-    }
-
-    public var isMerge: Bool { parents.count > 1 }
-}
-
-/// The commits that one node knows: always with all their ancestors.
-public struct CommitTable: CommitGraph, Sendable {
-    struct Unknown: Error { let commit: ObjectID }
-
-    public private(set) var commits: [ObjectID: SimulatedCommit] = [:]
-
-    func commit(_ id: ObjectID) throws -> SimulatedCommit {
-        guard let commit = commits[id] else { throw Unknown(commit: id) }
-        return commit
-    }
-
-    mutating func insert(_ commit: SimulatedCommit) { commits[commit.id] = commit }
-
-    public func parents(of commit: ObjectID) throws -> [ObjectID] {
-        try self.commit(commit).parents
-    }
-
-    public func tree(of commit: ObjectID) throws -> ObjectID { try self.commit(commit).tree }
-
-    public func generation(of commit: ObjectID) throws -> Int {
-        try self.commit(commit).generation
-    }
-
-    func generation(above parents: [ObjectID]) throws -> Int {
-        try (parents.map { try generation(of: $0) }.max() ?? -1) + 1
-    }
-
-    /// The commits of another table that this one lacks, every one after its parents.
-    func missing(_ head: ObjectID, from other: CommitTable) throws -> [SimulatedCommit] {
-        var found: [ObjectID: SimulatedCommit] = [:]
-        var waiting = [head]
-        while let id = waiting.popLast() {
-            guard commits[id] == nil, found[id] == nil else { continue }
-            let commit = try other.commit(id)
-            found[id] = commit
-            waiting += commit.parents
-        }
-        return found.values.sorted { ($0.generation, $0.id) < ($1.generation, $1.id) }
-    }
-}
+/// The node ends here, in the middle of what it does.
+struct SimulatedCrash: Error {}
 
 /// One node of a simulated volume: real clock, commits, merges and convergence around a live state
 /// of plain values.
+///
+/// What is durable when: commits that were fetched, and that they are heads, at once; operations and
+/// own commits by the next `flush`, as the catalog's group commit does it.
 public struct SimulatedNode {
+    /// Where a node may crash besides between two events.
+    enum FailurePoint: CaseIterable {
+        /// The objects of a commit or merge are written, the rows do not represent it yet.
+        case objectsWritten
+        /// The rows represent it durably, nobody was told.
+        case applied
+    }
+
+    private struct Durable {
+        var rows: Rows
+        var heads: [ObjectID]
+    }
+
     public let id: NodeID
     /// What its wall clock is off by, milliseconds.
-    let skew: Int
-    public private(set) var space: Namespace
-    public private(set) var commits: CommitTable
+    var skew: Int
+    private(set) var commits: CommitTable
     public private(set) var heads: HeadConvergence
+    private var rows: Rows
+    private var durable: Durable
     private var clock: HybridClock
-    /// Of the applied commit.
-    private var trees: [LineageID: ObjectID]
+    /// Since its last start or commit; for a mistake that some make on purpose.
+    private var arrival: [ObjectID] = []
     /// Joined, and still without the full graph: adopts, commits, but does not merge.
     private(set) var isJoining = false
-    /// Contents that this node replaced or removed, knowing them.
-    public private(set) var removed: Set<Body> = []
-    /// What the applied commit holds, by the stamp of the write.
-    private var known: [Stamp: Body] = [:]
-    /// Contents that it committed.
-    public private(set) var written: Set<Body> = []
+    /// It will crash when it gets there.
+    var failing: FailurePoint?
+    private let work: SharedWork
+    private let mistakes: SimulatedMistakes
 
-    static let settings = VolumeSettings(
+    private static let settings = VolumeSettings(
         volume: "simulated", copies: 2, transport: .tls, owner: Owner(uid: 0, gid: 0))
+    /// The clock's floor is reserved so far ahead, milliseconds.
+    private static let clockReserve: UInt64 = 10_000
+
+    public var space: Namespace { rows.space }
+    public var applied: ObjectID { rows.applied }
 
     /// The node that creates the volume.
-    init(creating id: NodeID, skew: Int, objects: inout MemoryObjects) throws {
+    init(
+        creating id: NodeID, skew: Int, _ work: SharedWork, mistakes: SimulatedMistakes
+    ) throws {
         let birth = Stamp(milliseconds: 1, counter: 0, node: id)
         var space = Namespace(born: birth)
+        var sink = work.objects
         let outcome = try commitTree(
             onto: nil, dirty: DirtySet(), live: CommittedNamespace(space: space, trees: [:]),
-            settings: Self.settings, nodes: [:], source: objects, sink: &objects)
+            settings: Self.settings, nodes: [:], source: work.objects, sink: &sink)
         space.markClean()
         let first = SimulatedCommit(
             parents: [], tree: outcome.root, generation: 0,
             message: CommitMessage(kind: .change(id), newestStamp: birth))
-        self.id = id
-        self.skew = skew
-        self.space = space
-        trees = outcome.trees.compactMapValues(\.self)
-        commits = CommitTable()
-        commits.insert(first)
-        heads = HeadConvergence(applied: first.id, at: .zero)
-        clock = HybridClock(node: id, floor: birth.milliseconds)
+        work.insert(first)
+        self.init(
+            id, skew, work, mistakes,
+            Rows(
+                space: space, trees: outcome.trees.compactMapValues(\.self), contents: [:],
+                applied: first.id, clockFloor: birth.milliseconds), at: 0)
     }
 
     /// A node that joins: it has a peer's head at once, and the graph below it later.
     init(
-        joining id: NodeID, skew: Int, from peer: SimulatedNode, at now: Int, objects: MemoryObjects
+        joining id: NodeID, skew: Int, from peer: SimulatedNode, at now: Int, _ work: SharedWork,
+        mistakes: SimulatedMistakes
     ) throws {
+        let head = try peer.commits.commit(peer.heads.announced[0])
+        let all = try difference(from: nil, to: head.tree, source: work.objects)
+        var rows = Rows(
+            space: Namespace(records: [:], entries: [:]),
+            trees: all.trees.compactMapValues(\.self), contents: [:], applied: head.id,
+            clockFloor: 1)
+        rows.space.apply(all)
+        rows.contents = rows.space.contents
+        self.init(id, skew, work, mistakes, rows, at: now)
+        observe(head)
+        flush()
+        isJoining = true
+    }
+
+    private init(
+        _ id: NodeID, _ skew: Int, _ work: SharedWork, _ mistakes: SimulatedMistakes, _ rows: Rows,
+        at now: Int
+    ) {
         self.id = id
         self.skew = skew
-        let head = try peer.commits.commit(peer.heads.announced[0])
-        commits = CommitTable()
-        commits.insert(head)
-        clock = HybridClock(node: id, floor: 1)
-        clock.observe(head.message.newestStamp)
-        heads = HeadConvergence(applied: head.id, at: .milliseconds(now))
-        space = Namespace(records: [:], entries: [:])
-        let all = try difference(from: nil, to: head.tree, source: objects)
-        space.apply(all)
-        trees = all.trees.compactMapValues(\.self)
-        known = space.contents
-        isJoining = true
+        self.work = work
+        self.mistakes = mistakes
+        self.rows = rows
+        commits = CommitTable(work)
+        commits.insert(rows.applied)
+        durable = Durable(rows: rows, heads: [rows.applied])
+        heads = HeadConvergence(applied: rows.applied, at: .milliseconds(now))
+        clock = HybridClock(node: id, floor: rows.clockFloor)
+    }
+
+    // MARK: Durability
+
+    /// What the group commit does.
+    mutating func flush() { durable.rows = rows }
+
+    private func pass(_ point: FailurePoint) throws {
+        if failing == point { throw SimulatedCrash() }
+    }
+
+    /// The process has ended and starts again: from what was durable, and, unless power was lost,
+    /// from what was answered.
+    mutating func restart(at now: Int, losingPower: Bool) throws {
+        failing = nil
+        if losingPower { rows = durable.rows } else { flush() }
+        clock = HybridClock(node: id, floor: rows.clockFloor)
+        let applied = try commits.commit(rows.applied)
+        let time = Duration.milliseconds(now)
+        // A merge that the rows represent has perhaps never left this node.
+        heads =
+            applied.isMerge && !isJoining
+            ? HeadConvergence(applied: applied.id, merging: applied.parents, at: time)
+            : HeadConvergence(applied: applied.id, at: time)
+        arrival = heads.announced
+        if !isJoining { try heads.received(durable.heads, at: time, graph: commits) }
     }
 
     // MARK: Writing
 
     mutating func operate(_ operations: inout RandomOperations, at now: Int) {
-        operations.perform(on: &space, clock: &clock, wall: UInt64(now + skew))
+        operations.perform(on: &rows.space, clock: &clock, wall: UInt64(max(0, now + skew)))
+        reserveClock()
+    }
+
+    private mutating func reserveClock() {
+        if clock.milliseconds >= rows.clockFloor {
+            rows.clockFloor = clock.milliseconds + Self.clockReserve
+        }
+    }
+
+    private mutating func observe(_ commit: SimulatedCommit) {
+        clock.observe(commit.message.newestStamp)
+        reserveClock()
     }
 
     /// Commits what is dirty.
-    mutating func commit(at now: Int, _ objects: inout MemoryObjects) throws {
+    mutating func commit(at now: Int) throws {
         let dirty = DirtySet(places: space.dirtyPlaces, records: space.dirtyRecords)
         if dirty.isEmpty { return }
-        let parent = try commits.commit(heads.applied)
+        flush()
+        let isMistaken = mistakes.contains(.parentIsAnnounced) && !isJoining
+        let parent = try commits.commit(isMistaken ? heads.announced[0] : rows.applied)
+        var sink = work.objects
         let outcome = try commitTree(
-            onto: parent.tree, dirty: dirty,
-            live: CommittedNamespace(space: space, trees: trees), settings: Self.settings,
-            nodes: [:], source: objects, sink: &objects)
-        space.apply(outcome.adoptions)
-        space.markClean()
-        if outcome.root == parent.tree { return }
-        for (id, tree) in outcome.trees { trees[id] = tree }
+            onto: isMistaken ? nil : parent.tree, dirty: dirty,
+            live: CommittedNamespace(space: space, trees: rows.trees), settings: Self.settings,
+            nodes: [:], source: work.objects, sink: &sink)
+        var next = rows
+        next.space.apply(outcome.adoptions)
+        next.space.markClean()
+        guard outcome.root != parent.tree else {
+            rows = next
+            return flush()
+        }
+        for (id, tree) in outcome.trees { next.trees[id] = tree }
+        next.contents = next.space.contents
         let newest = max(
             parent.message.newestStamp, outcome.newestStamp ?? parent.message.newestStamp)
         let commit = SimulatedCommit(
             parents: [parent.id], tree: outcome.root, generation: parent.generation + 1,
             message: CommitMessage(kind: .change(id), newestStamp: newest))
-        commits.insert(commit)
+        next.applied = commit.id
+        try pass(.objectsWritten)
+        work.insert(commit, ContentChange(from: rows.contents, to: next.contents))
+        commits.insert(commit.id)
+        rows = next
+        flush()
+        try pass(.applied)
         try heads.committed(commit.id, at: .milliseconds(now), graph: commits)
-        let contents = space.contents
-        for (stamp, body) in known where contents[stamp] == nil { removed.insert(body) }
-        written.formUnion(contents.values)
-        known = contents
+        arrival = [commit.id]
+        durable.heads = heads.announced
     }
 
     // MARK: Peers
 
     /// Fetches a head that a peer told, validates what is new, and takes it in.
-    mutating func receive(
-        _ head: ObjectID, from peer: CommitTable, at now: Int, _ objects: MemoryObjects
-    ) throws {
-        guard !isJoining else { return }
+    mutating func receive(_ head: ObjectID, from peer: CommitTable, at now: Int) throws {
+        guard !isJoining, !heads.announced.contains(head) else { return }
         for commit in try commits.missing(head, from: peer) {
-            let old = try commit.parents.first.map { try commits.tree(of: $0) }
-            _ = try difference(from: old, to: commit.tree, source: objects)
-            commits.insert(commit)
+            try work.validate(commit, in: commits)
+            commits.insert(commit.id)
         }
+        if !arrival.contains(head) { arrival.append(head) }
         try heads.received([head], at: .milliseconds(now), graph: commits)
+        durable.heads = heads.announced
     }
 
     /// The rest of the graph has arrived: from now on this node merges.
-    mutating func complete(from peer: CommitTable) throws {
-        for commit in peer.commits.values where commits.commits[commit.id] == nil {
-            commits.insert(commit)
-        }
+    mutating func complete(from peer: CommitTable) {
+        commits.formUnion(peer)
         isJoining = false
     }
 
@@ -188,24 +210,33 @@ public struct SimulatedNode {
     ///
     /// - Returns: The heads to announce, and when to call again.
     mutating func step(
-        at now: Int, rank: Int, _ objects: inout MemoryObjects
+        at now: Int, rank: Int
     ) throws -> (announcements: [ObjectID], wake: Int?) {
         var announcements: [ObjectID] = []
         while true {
             switch heads.next(at: .milliseconds(now), rank: rank) {
-            case .announce(let commit): announcements.append(commit)
+            case .announce(let commit):
+                announcements.append(commit)
+                durable.heads = heads.announced
             case .adopt(let commit):
                 // The parent of a local commit is what the live state is: first that, then others.
-                try self.commit(at: now, &objects)
+                try self.commit(at: now)
                 guard heads.announced == [commit] else { continue }
-                try apply(try commits.commit(commit), objects)
+                try bring(to: try commits.commit(commit))
                 heads.adopted(commit)
             case .merge(let parents):
-                try self.commit(at: now, &objects)
+                try self.commit(at: now)
                 guard heads.announced == parents else { continue }
-                let merge = try merged(parents, &objects)
-                try apply(merge, objects)
+                let arrival = arrival.filter(parents.contains)
+                let merge = try work.merge(
+                    parents,
+                    arrival: arrival + parents.filter { !arrival.contains($0) }, in: commits)
+                commits.insert(merge.id)
+                try bring(to: merge)
                 heads.merged(parents, into: merge.id)
+                guard mistakes.contains(.announceEveryMerge) else { continue }
+                try heads.received([merge.id], at: .milliseconds(now), graph: commits)
+                announcements.append(merge.id)
             case .wait(let until):
                 let wake = until.map { Int($0 / .milliseconds(1)) + 1 }
                 return (announcements, wake)
@@ -213,37 +244,23 @@ public struct SimulatedNode {
         }
     }
 
-    private mutating func merged(
-        _ parents: [ObjectID], _ objects: inout MemoryObjects
-    ) throws -> SimulatedCommit {
-        let folded = try foldHeads(parents, graph: commits, source: objects, sink: &objects)
-        precondition(folded.parents == parents, "announced heads are sorted and maximal")
-        let stamps = try parents.map { try commits.commit($0).message.newestStamp }
-        guard let newest = stamps.max() else { preconditionFailure("a merge has parents") }
-        let message = CommitMessage(kind: .merge(rules: VolumeSettings.rules), newestStamp: newest)
-        let commit = SimulatedCommit(
-            parents: parents, tree: folded.tree, generation: try commits.generation(above: parents),
-            message: message)
-        commits.insert(commit)
-        return commit
-    }
-
-    private mutating func apply(_ commit: SimulatedCommit, _ objects: MemoryObjects) throws {
-        let old = try commits.tree(of: heads.applied)
-        let change = try difference(from: old, to: commit.tree, source: objects)
-        space.apply(change)
-        for (id, tree) in change.trees { trees[id] = tree }
-        known = space.contents
-        clock.observe(commit.message.newestStamp)
+    private mutating func bring(to commit: SimulatedCommit) throws {
+        try pass(.objectsWritten)
+        let old = try commits.tree(of: rows.applied)
+        try work.bring(&rows, from: old, to: commit)
+        observe(commit)
+        flush()
+        try pass(.applied)
     }
 
     // MARK: Checking
 
     /// Whether the live state, encoded as a whole, is the tree that patch upon patch has led to.
-    public func isConsistent(_ objects: inout MemoryObjects) throws -> Bool {
+    func isConsistent() throws -> Bool {
+        var sink = work.objects
         let whole = try commitTree(
             onto: nil, dirty: DirtySet(), live: CommittedNamespace(space: space, trees: [:]),
-            settings: Self.settings, nodes: [:], source: objects, sink: &objects)
-        return try whole.root == commits.tree(of: heads.applied)
+            settings: Self.settings, nodes: [:], source: work.objects, sink: &sink)
+        return try whole.root == commits.tree(of: rows.applied)
     }
 }

@@ -73,12 +73,13 @@ struct NoSurroundings: MergeSurroundings {
 }
 
 /// Deliberate mistakes, none in production: the property tests must notice each of them.
-struct MergeDefects: OptionSet, Sendable {
-    let rawValue: Int
-    static let onlyOneBase = MergeDefects(rawValue: 1)
-    static let valuesForStamps = MergeDefects(rawValue: 2)
-    static let lastLinkNotKept = MergeDefects(rawValue: 4)
-    static let copiesDependOnSide = MergeDefects(rawValue: 8)
-    static let directoriesReturnFromBase = MergeDefects(rawValue: 16)
-    static let cyclesIgnored = MergeDefects(rawValue: 32)
+package struct MergeDefects: OptionSet, Sendable {
+    package let rawValue: Int
+    package init(rawValue: Int) { self.rawValue = rawValue }
+    package static let onlyOneBase = MergeDefects(rawValue: 1)
+    package static let valuesForStamps = MergeDefects(rawValue: 2)
+    package static let lastLinkNotKept = MergeDefects(rawValue: 4)
+    package static let copiesDependOnSide = MergeDefects(rawValue: 8)
+    package static let directoriesReturnFromBase = MergeDefects(rawValue: 16)
+    package static let cyclesIgnored = MergeDefects(rawValue: 32)
 }

@@ -27,19 +27,29 @@ public func foldHeads<Sink: TreeSink>(
     sink: inout Sink
 ) throws -> FoldedHeads {
     let parents = try graph.reduceToMaximal(heads)
-    if parents.count <= 2 {
-        let tree = try graph.fold(inOrder: parents, value: graph.tree) { a, b, bases in
-            try mergeTrees(a, b, bases: bases, source: source, sink: &sink)
+    let tree = try foldHeads(
+        inOrder: parents, defects: [], graph: graph, source: source, sink: &sink)
+    return FoldedHeads(parents: parents, tree: tree)
+}
+
+/// The tree of maximal heads folded in the order given. For the simulator, which also looks what
+/// another order or a mistake would lead to.
+package func foldHeads<Sink: TreeSink>(
+    inOrder heads: [ObjectID], defects: MergeDefects, graph: some CommitGraph,
+    source: some TreeSource, sink: inout Sink
+) throws -> ObjectID {
+    if heads.count <= 2 {
+        return try graph.fold(inOrder: heads, value: graph.tree) { a, b, bases in
+            try TreeMerge.run(a, b, bases: bases, defects: defects, source: source, sink: &sink)
         }
-        return FoldedHeads(parents: parents, tree: tree)
     }
     let objects = FoldObjects(source: source, sink: sink)
     defer { sink = objects.sink }
-    let tree = try graph.fold(inOrder: parents, value: graph.tree) { a, b, bases in
+    return try graph.fold(inOrder: heads, value: graph.tree) { a, b, bases in
         var sink = objects
-        return try mergeTrees(a, b, bases: bases, source: objects, sink: &sink)
+        return try TreeMerge.run(
+            a, b, bases: bases, defects: defects, source: objects, sink: &sink)
     }
-    return FoldedHeads(parents: parents, tree: tree)
 }
 
 /// Makes the trees of the earlier steps of a fold readable for the later ones. They reach the sink
