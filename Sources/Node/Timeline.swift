@@ -549,7 +549,7 @@ final class Timeline: Sendable {
             case .adopt(let commit):
                 guard try bring(rowsTo: commit, { $0.adopted(commit) }) else { return }
             case .merge(let parents):
-                let merge = try merged(parents)
+                let merge = try history.merge(parents)
                 guard try bring(rowsTo: merge, { $0.merged(parents, into: merge) }) else { return }
             case .wait(let until):
                 let due = until.map { UInt64($0 / .milliseconds(1)) + 1 }
@@ -590,22 +590,6 @@ final class Timeline: Sendable {
             guard conflicts <= Self.conflictsMax else { throw conflict }
             state.withLock { $0.headsDue = Monotonic.milliseconds + Self.retryMilliseconds }
             return false
-        }
-    }
-
-    /// The commit with exactly these parents, the same on every node that makes it.
-    private func merged(_ parents: [ObjectID]) throws -> ObjectID {
-        try history.write { batch in
-            var sink = batch
-            let folded = try foldHeads(
-                parents, graph: history.graph, source: history, sink: &sink)
-            let seconds = try folded.parents.map { try history.commit($0)?.seconds ?? 0 }.max() ?? 0
-            let commit = try Commit(
-                tree: folded.tree, parents: folded.parents, seconds: seconds,
-                message: try message(.merge(rules: VolumeSettings.rules), nil, folded.parents))
-            _ = try sink.write(commit: commit)
-            batch = sink
-            return commit.id
         }
     }
 }
