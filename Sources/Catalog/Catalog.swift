@@ -43,6 +43,9 @@ public final class Catalog: Sendable {
         /// The catalog has failed for good: operations that were answered are lost, all further
         /// ones throw EROFS. Called once, on a thread of the catalog, with no lock held.
         public var onFailure: @Sendable () -> Void = {}
+        /// The database has something in it that cannot be; only what needs that fails. Called any number
+        /// of times, perhaps with the catalog's lock held; must not call the catalog.
+        public var onDamage: @Sendable (String) -> Void = { _ in }
         /// What SQLite said, for the log.
         public var log: @Sendable (String) -> Void = { _ in }
 
@@ -84,12 +87,12 @@ public final class Catalog: Sendable {
         try Self.syncDirectory(of: path)
 
         writer = try Writer(
-            connection: Connection(queue: queue, log: options.log), redo: redo, options: options)
+            connection: Connection(queue: queue, options), redo: redo, options: options)
         preallocation = try Preallocation(path: name, own: options.own)
         let moving = try DatabaseQueue(
             path: name, configuration: Self.configuration(options, cache: 1 << 20))
         checkpointer = Checkpointer(
-            connection: try Connection(queue: moving, log: options.log), writer: writer,
+            connection: try Connection(queue: moving, options), writer: writer,
             preallocation: preallocation, options: options)
         groupCommit = GroupCommit(
             writer: writer, log: wal, checkpointer: checkpointer, preallocation: preallocation,
@@ -99,7 +102,7 @@ public final class Catalog: Sendable {
             configuration: Self.configuration(
                 options, cache: options.cacheBytes / 4, pragmas: ["query_only = ON"]))
         durableReader = DurableReader(
-            connection: try Connection(queue: reading, log: options.log), writer: writer,
+            connection: try Connection(queue: reading, options), writer: writer,
             groupCommit: groupCommit)
         checkpointer.start()
         groupCommit.start()
@@ -107,7 +110,7 @@ public final class Catalog: Sendable {
 
     /// One process has the catalog: the log's index is in its memory. As a mapped file, which SQLite
     /// makes of it otherwise, an error of the disk would be SIGBUS for the whole process.
-    private static let useOwnMemory: Void = {
+    static let useOwnMemory: Void = {
         guard let system = sqlite3_vfs_find("unix-excl") else { return }
         sqlite3_vfs_register(system, 1)
     }()
@@ -118,7 +121,7 @@ public final class Catalog: Sendable {
     ) throws {
         let queue = try DatabaseQueue(
             path: path, configuration: configuration(options, cache: options.cacheBytes))
-        let connection = try Connection(queue: queue, log: options.log)
+        let connection = try Connection(queue: queue, options)
         defer { connection.close() }
         try connection.control("BEGIN")
         try connection.perform(operations)

@@ -19,10 +19,12 @@ final class Connection {
     var redo = RedoLog()
     var isLogging = false
     private let log: @Sendable (String) -> Void
+    private let onDamage: @Sendable (String) -> Void
 
-    init(queue: DatabaseQueue, log: @escaping @Sendable (String) -> Void) throws {
+    init(queue: DatabaseQueue, _ options: Catalog.Options) throws {
         self.queue = queue
-        self.log = log
+        log = options.log
+        onDamage = options.onDamage
         handle = try queue.unsafeRead { db in
             guard let handle = db.sqliteConnection else { throw Errno.ioError }
             // GRDB observes statements that it runs itself; these run beside it.
@@ -60,6 +62,7 @@ final class Connection {
 
     private func failed(_ failure: SQLiteFailure) -> Errno {
         log(failure.description)
+        if failure.isDamage { onDamage(failure.description) }
         return failure.errno
     }
 

@@ -8,6 +8,12 @@ internal import GRDB
 /// - Rows name inodes by `ino`; what goes into commits names them by `id` (lineage).
 enum Schema {
     static let version = migrations.count
+    /// No version will ever be greater: what says so is damaged.
+    static let versionMax = 1000
+    static let tables: Set<String> = [
+        "inode", "body", "dentry", "xattr", "staging", "content", "extent", "holder", "holder_log",
+        "node", "meta", "dirty_place", "dirty_record",
+    ]
 
     struct TooNew: Error, CustomStringConvertible {
         let found: Int

@@ -97,6 +97,9 @@ struct SQLiteFailure: Error, CustomStringConvertible {
     /// The text of a statement, which is a mistake in this program.
     var isSyntax: Bool { code & 0xFF == SQLITE_ERROR }
 
+    /// The database is not what this program left.
+    var isDamage: Bool { [SQLITE_CORRUPT, SQLITE_NOTADB].contains(code & 0xFF) }
+
     /// Neither the disk's fault nor the machine's: it would fail again.
     var isLasting: Bool { [SQLITE_ERROR, SQLITE_CONSTRAINT].contains(code & 0xFF) }
 

@@ -86,7 +86,7 @@ extension Node {
                 text: $0.text)
         }
         let now = Int64(Monotonic.wallMilliseconds)
-        let known = running.withLock { $0.problemsSince }
+        let (known, notices) = running.withLock { ($0.problemsSince, $0.notices) }
         var current: [String: Int64] = [:]
         func add(_ code: String, _ text: String) {
             let since = known[code] ?? now
@@ -101,6 +101,13 @@ extension Node {
                 "The catalog could not be written: the volume is read-only here. Look after the disk, then restart the node."
             )
         }
+        if let reason = link.damaged.withLock(\.self) {
+            add(
+                "catalog-damaged",
+                "The catalog of this disk is damaged (\(reason)). Restart the node: it is made anew then from the history."
+            )
+        }
+        for (code, text) in notices { add(code, text) }
         for problem in timeline.problems { add(problem.code, problem.text) }
         if let text = gossip.problem { add("peer-refused", text) }
         if space.isFull {

@@ -42,6 +42,7 @@ public final class Node: Sendable {
     let store: Store
     let catalog: Catalog
     let mesh: Mesh
+    let link: MeshLink
     let swarm: Swarm
     let exchange: ContentExchange
     let holderLogs: HolderLogs
@@ -65,6 +66,8 @@ public final class Node: Sendable {
         var housekeeping: Task<Void, Never>?
         var collection: Task<Void, Never>?
         var state = "starting"
+        /// What a start had to do, until the next one.
+        var notices: [String: String] = [:]
         /// Since when each problem has been there, by code; milliseconds since 1970.
         var problemsSince: [String: Int64] = [:]
         /// Local content that no file has any more.
@@ -170,6 +173,7 @@ public final class Node: Sendable {
         self.root = root.path
         self.mesh = mesh
         self.threads = threads
+        self.link = link
         self.logger = logger
         identity = membership.identity
         key = membership.key
@@ -192,10 +196,17 @@ public final class Node: Sendable {
                 root: root.path.string, volume: file.volume, node: file.node, name: file.name,
                 fileSystem: facts.uuid, place: RootDirectory.place(root.path)))
 
-        catalog = try Node.openCatalog(root.path, identity.node, store, link, logger)
         let history = try Node.openHistory(root.path)
+        let opened = try Node.openCatalog(root.path, identity.node, store, history, link, logger)
+        catalog = opened.catalog
+        if let notice = opened.notice {
+            running.withLock { $0.notices["catalog-rebuilt"] = notice }
+        }
         let joined = try await Origin.adopt(
-            origin, configuration, catalog, history, mesh, identity.node, file, logger)
+            origin, configuration,
+            Salvage(
+                root: root.path, catalog: catalog, history: history, store: store,
+                node: identity.node, name: file.name, logger: logger), mesh, file)
         settings = joined
         timeline = try Timeline(
             catalog: catalog, history: history, node: identity.node, logger: logger)
@@ -264,9 +275,41 @@ public final class Node: Sendable {
         }
     }
 
+    /// - Returns: with what the owner has to know of it.
     private static func openCatalog(
-        _ root: FilePath, _ node: NodeID, _ store: Store, _ link: MeshLink, _ logger: Logger
-    ) throws -> Catalog {
+        _ root: FilePath, _ node: NodeID, _ store: Store, _ history: History, _ link: MeshLink,
+        _ logger: Logger
+    ) throws -> (catalog: Catalog, notice: String?) {
+        let options = catalogOptions(node, store, link, logger)
+        let path = root.appending("catalog.sqlite")
+        do {
+            let hasHistory = try history.head() != nil
+            var reason: String?
+            if hasHistory, FileStatus(path) == nil {
+                reason = "it is not there"
+            } else {
+                do {
+                    let catalog = try Catalog.open(path, options: options)
+                    let isFilled = try catalog.read { try $0.settings() != nil }
+                    let isCommitted = try catalog.read { try $0.applied() != nil }
+                    if !hasHistory || isFilled && isCommitted { return (catalog, nil) }
+                    reason = isFilled ? "it is older than the first commit" : "it is empty"
+                    catalog.close()
+                } catch let damage as CatalogDamage { reason = damage.description }
+            }
+            let parts = ["", "-wal", "-redo", "-damaged"].map { "catalog.sqlite" + $0 }
+            let place = try Damaged.setAside(parts, of: root)
+            let text =
+                "The catalog of this disk was lost or damaged (\(reason ?? "")) and was made anew from the history: what was changed in the last moment before may be missing."
+                + (place.map { " What was there is in \($0)." } ?? "")
+            logger.error("\(text)")
+            return (try Catalog.open(path, options: options), text)
+        } catch { throw NodeError("The catalog of \(root) cannot be opened: \(error)") }
+    }
+
+    private static func catalogOptions(
+        _ node: NodeID, _ store: Store, _ link: MeshLink, _ logger: Logger
+    ) -> Catalog.Options {
         var options = Catalog.Options(node: node)
         options.log = { logger.warning("catalog: \($0)") }
         options.own = { Store.own($0, of: $1) }
@@ -297,9 +340,11 @@ public final class Node: Sendable {
             )
             link.node?.running.withLock { $0.mount?.fileSystem }?.catalogFailed()
         }
-        do {
-            return try Catalog(path: root.appending("catalog.sqlite"), options: options)
-        } catch { throw NodeError("The catalog of \(root) cannot be opened: \(error)") }
+        options.onDamage = { reason in
+            logger.critical("the catalog is damaged: \(reason)")
+            link.damaged.withLock { $0 = reason }
+        }
+        return options
     }
 
     private static func openHistory(_ root: FilePath) throws -> History {
@@ -501,6 +546,8 @@ extension Node {
 /// What the mesh calls before the node is whole.
 final class MeshLink: Sendable {
     private let target = Mutex<Weak>(Weak())
+    /// What the catalog met that cannot be.
+    let damaged = Mutex<String?>(nil)
 
     private struct Weak { weak var node: Node? }
 

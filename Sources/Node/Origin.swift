@@ -91,10 +91,11 @@ enum Origin {
     /// Brings catalog and history to that state.
     /// - Returns: the volume's settings.
     static func adopt(
-        _ origin: Origin, _ configuration: Configuration, _ catalog: Catalog, _ history: History,
-        _ mesh: Mesh, _ node: NodeID, _ file: VolumeFile, _ logger: Logger
+        _ origin: Origin, _ configuration: Configuration, _ salvage: Salvage, _ mesh: Mesh,
+        _ file: VolumeFile
     ) async throws -> VolumeSettings {
-        let known = try await Blocking.run { try catalog.read { try $0.settings() } }
+        let (catalog, node, logger) = (salvage.catalog, salvage.node, salvage.logger)
+        let known = try await Blocking.alone { try resume(salvage) }
         if let known { return known }
         let description = NodeDescription(name: file.name, machine: file.machine)
         if case .newVolume = origin {
@@ -106,7 +107,7 @@ enum Origin {
         let deadline = ContinuousClock.now + Node.joinTimeout
         while true {
             do {
-                return try await join(catalog, history, mesh, node, description)
+                return try await join(salvage, mesh, description)
             } catch {
                 guard ContinuousClock.now < deadline else {
                     throw NodeError(
@@ -117,6 +118,22 @@ enum Origin {
                 try await Task.sleep(for: .milliseconds(200))
             }
         }
+    }
+
+    /// From this root alone; nil: it has nothing.
+    private static func resume(_ salvage: Salvage) throws -> VolumeSettings? {
+        if let known = try salvage.catalog.read({ try $0.settings() }) {
+            if try salvage.isOutdated() {
+                salvage.logger.warning(
+                    "the catalog is older than the history: looking at everything that is here")
+                try salvage.takeStock(owner: known.owner)
+            }
+            return known
+        }
+        guard let head = try salvage.newestCommit() else { return nil }
+        let settings = try salvage.rebuild(from: head)
+        salvage.logger.notice("the catalog was rebuilt from commit \(head)")
+        return settings
     }
 
     private static func found(
@@ -137,9 +154,9 @@ enum Origin {
     }
 
     private static func join(
-        _ catalog: Catalog, _ history: History, _ mesh: Mesh, _ node: NodeID,
-        _ description: NodeDescription
+        _ salvage: Salvage, _ mesh: Mesh, _ description: NodeDescription
     ) async throws -> VolumeSettings {
+        let (catalog, history) = (salvage.catalog, salvage.history)
         guard
             let peer = mesh.peers.first(where: { $0.isOnline && $0.hello.head != nil }),
             let head = peer.hello.head
@@ -149,14 +166,8 @@ enum Origin {
                 head, from: peer.node, have: [], through: mesh, into: history)
         }
         return try await Blocking.run {
-            let tree = try history.graph.tree(of: head)
-            let settings = try VolumeTree(reading: tree, from: history).settings
-            let change = try difference(from: nil, to: tree, source: history)
-            _ = try catalog.apply(change, commit: head) { _ in false }
-            try catalog.perform { tx in
-                try tx.setSettings(settings)
-                try tx.describe(node, as: description)
-            }
+            let settings = try salvage.rebuild(from: head)
+            try catalog.perform { try $0.describe(salvage.node, as: description) }
             try catalog.flush()
             try history.setHead(head)
             return settings

@@ -105,7 +105,11 @@ final class Timeline: Sendable {
     private func recoverBranch(_ applied: ObjectID) throws -> ObjectID {
         if !history.graph.contains(applied) { try history.restore(applied) }
         let main = try history.head()
-        if let main, try !history.graph.isAncestor(main, of: applied) { return main }
+        if let main, try !history.graph.isAncestor(main, of: applied) {
+            // The catalog is an older copy; before the branch moves with its commits.
+            try history.setReference("refs/peers/\(node)", to: main)
+            return main
+        }
         if main != applied { try history.setHead(applied) }
         return applied
     }

@@ -197,7 +197,7 @@ extension Store {
         return names
     }
 
-    private func baseName(_ name: StagingName, _ index: Int) -> String { "\(name).base\(index)" }
+    func baseName(_ name: StagingName, _ index: Int) -> String { "\(name).base\(index)" }
 
     func splitName(_ name: StagingName) -> String { "\(name).split" }
 }
