@@ -18,6 +18,8 @@ extension Publisher {
         let inode: CatalogInode
         var effects = VolumeChange()
         var standing: Standing
+        /// Nothing was changed here, but elsewhere: that stays.
+        var isOverruled = false
     }
 
     /// Records the content, gives the vnode its new state and the queue its entry back.
@@ -41,7 +43,7 @@ extension Publisher {
                 vnode.state.copied = candidate.facts
                 return (recorded, [])
             }
-            return (recorded, settle(vnode, staged, recorded.inode, content, milliseconds))
+            return (recorded, settle(vnode, staged, recorded, content, milliseconds))
         }
         if candidate.isCopy { try? store.removeStaging(candidate.name) }
         guard let (recorded, waiting) = result else {
@@ -55,7 +57,7 @@ extension Publisher {
         case .unlinked: unlinked(vnode.ino)
         }
         published(content.extents)
-        if !recorded.effects.entries.isEmpty { notify(recorded.effects) }
+        if recorded.isOverruled || !recorded.effects.entries.isEmpty { notify(recorded.effects) }
         if candidate.isCopy {
             postpone(
                 candidate.entry, milliseconds: Self.leaseRetryMilliseconds, .held(isCopied: true))
@@ -84,12 +86,14 @@ extension Publisher {
     ///
     /// - Returns: who waited for the end of a split.
     private func settle(
-        _ vnode: Vnode, _ staged: StagedFile, _ inode: CatalogInode, _ content: Content,
+        _ vnode: Vnode, _ staged: StagedFile, _ recorded: Recorded, _ content: Content,
         _ milliseconds: UInt64
     ) -> [Waiter] {
-        let version = Version(inode, content)
-        if vnode.state.pages == vnode.state.version?.stamp { vnode.state.pages = version.stamp }
-        vnode.state.version = version
+        if !recorded.isOverruled {
+            let version = Version(recorded.inode, content)
+            if vnode.state.pages == vnode.state.version?.stamp { vnode.state.pages = version.stamp }
+            vnode.state.version = version
+        }
         vnode.state.hashing = nil
         vnode.state.copied = nil
         vnode.state.publishing.published(hashingMilliseconds: milliseconds)
@@ -134,9 +138,13 @@ extension Publisher {
             let standing: Standing = before.isLinked ? .linked : .unlinked
             var recorded = Recorded(inode: before, standing: standing)
             let present = try tx.content(of: ino)
-            if present != content || before.modified != facts.modified {
-                let isOther =
-                    before.contentStamp != staging.base && before.contentStamp.node != tx.node
+            let isOther =
+                before.contentStamp != staging.base && before.contentStamp.node != tx.node
+            let began = candidate.vnode.state.version
+            if isOther, began?.stamp == staging.base, began?.content == content {
+                recorded.isOverruled = true
+                recorded.effects.contents = [ino]
+            } else if present != content || before.modified != facts.modified {
                 let isPrecious = staging.isDoubtful && present.length > 0
                 if present != content, isOther || isPrecious {
                     try keepOther(before, present, tx, &recorded.effects)
@@ -149,13 +157,13 @@ extension Publisher {
                     effects: recorded.effects, standing: standing)
             }
             // Opened for writing and not changed, it stays removed.
-            if !before.isLinked, present != content {
+            if !before.isLinked, present != content, !recorded.isOverruled {
                 try revive(ino, tx, &recorded.effects)
                 recorded.standing = .revived
             }
             if candidate.isCopy {
-                try tx.setStaging(
-                    Staging(ino: ino, name: staging.name, base: recorded.inode.contentStamp))
+                let base = recorded.isOverruled ? staging.base : recorded.inode.contentStamp
+                try tx.setStaging(Staging(ino: ino, name: staging.name, base: base))
                 // A copy is a version that others may see.
                 try tx.endNewborn(ino)
             } else {

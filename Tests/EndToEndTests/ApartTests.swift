@@ -19,8 +19,8 @@ extension EndToEnd {
                 try await a.waitForPeers("b", "c")
                 try await c.waitForPeers("a", "b")
                 let places = Place.all(pair: [a, b], single: c)
-                try await Self.perform([(a, places.map { ($0, $0.row.setup) })])
-                try await Self.sameHead(nodes)
+                try await Self.perform([(a, places.map { ($0.directory, $0.row.setup) })])
+                try await NodeProcess.converge(nodes)
                 // The kernels are to remember what will be changed by others.
                 for node in nodes { _ = try await Self.show(node) }
                 try await c.host.cutOff()
@@ -28,16 +28,24 @@ extension EndToEnd {
                 try await a.waitForPeers("b", within: Bounds.offline)
                 try await Self.perform(
                     nodes.map { node in
-                        (node, places.filter { $0.earlier === node }.map { ($0, $0.row.earlier) })
+                        (
+                            node,
+                            places.filter { $0.earlier === node }.map {
+                                ($0.directory, $0.row.earlier)
+                            }
+                        )
                     })
                 try await Self.perform(
                     nodes.map { node in
-                        (node, places.filter { $0.later === node }.map { ($0, $0.row.later) })
+                        (
+                            node,
+                            places.filter { $0.later === node }.map { ($0.directory, $0.row.later) }
+                        )
                     })
                 for node in nodes { _ = try await Self.show(node) }
                 let start = ContinuousClock.now
                 try await c.host.heal()
-                try await Self.sameHead(nodes)
+                try await NodeProcess.converge(nodes)
                 print(
                     "\(places.count) rows are merged \(ContinuousClock.now - start) after the cut")
                 for node in nodes { Self.compare(places, try await Self.show(node), on: node) }
@@ -59,17 +67,7 @@ extension EndToEnd {
                 "d", on: try await nodes[0].host.network.host(), options: ["--capacity", "0"])
             try await late.join(nodes[0])
             for node in [nodes[2], late] { compare(places, try await show(node), on: node) }
-            try await sameHead(nodes + [late])
-        }
-
-        /// Waits until all nodes represent one commit.
-        private static func sameHead(_ nodes: [NodeProcess]) async throws {
-            try await eventually("all have one head", within: Bounds.offline) {
-                var heads: [String] = []
-                for node in nodes { heads.append(try await node.status().head) }
-                guard Set(heads).count == 1 else { throw Failure("\(heads)") }
-                return true
-            }
+            try await NodeProcess.converge(nodes + [late])
         }
 
         // MARK: The table's rows in a volume
@@ -111,8 +109,8 @@ extension EndToEnd {
         }
 
         /// Each node runs its scripts, one after the other, all nodes at the same time.
-        private static func perform(
-            _ parts: [(node: NodeProcess, scripts: [(place: Place, script: String)])]
+        static func perform(
+            _ parts: [(node: NodeProcess, scripts: [(directory: String, script: String)])]
         ) async throws {
             for part in parts { try await part.node.settle() }
             try await withThrowingTaskGroup(of: Void.self) { group in
@@ -123,13 +121,14 @@ extension EndToEnd {
             }
         }
 
-        private static func perform(
-            _ scripts: [(place: Place, script: String)], on node: NodeProcess
+        static func perform(
+            _ scripts: [(directory: String, script: String)], on node: NodeProcess
         ) async throws {
             // All saves at once: each falls into the one commit that comes after the batch's time.
-            let saves = scripts.filter { $0.script.hasPrefix("save ") }.flatMap { place, script in
+            let saves = scripts.filter { $0.script.hasPrefix("save ") }.flatMap {
+                directory, script in
                 let words = script.split(separator: " ").map(String.init)
-                return [words[1], "\(place.directory)/\(words[2])"]
+                return [words[1], "\(directory)/\(words[2])"]
             }
             try await node.host.run(
                 [
@@ -145,9 +144,9 @@ extension EndToEnd {
                 ] + saves
             ).succeeded()
             try await node.settle()
-            let others = scripts.filter { !$0.script.hasPrefix("save ") }.map { place, script in
+            let others = scripts.filter { !$0.script.hasPrefix("save ") }.map { directory, script in
                 """
-                row='\(place.directory) \(place.row)'; mkdir -p "$top/\(place.directory)"; cd "$top/\(place.directory)"
+                row=\(directory); mkdir -p "$top/\(directory)"; cd "$top/\(directory)"
                 \(script)
                 """
             }
@@ -160,7 +159,8 @@ extension EndToEnd {
             try await node.settle()
         }
 
-        private static func show(_ node: NodeProcess) async throws -> [String: [String]] {
+        /// What each directory of a row holds.
+        static func show(_ node: NodeProcess) async throws -> [String: [String]] {
             let outcome = try await node.host.run(
                 Shell.bash("cd \"$1\"; exec perl -e \"$2\"", [node[""], MergeRow.show]),
                 timeout: Bounds.transfer

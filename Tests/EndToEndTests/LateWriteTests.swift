@@ -9,7 +9,7 @@ extension EndToEnd {
 
         /// Maps a file shared (makes it if there is none), closes it, and stores through the mapping when told: read(2) into
         /// the mapping is a store like any other.
-        private static let mapper = """
+        static let mapper = """
             my ($file, $flag) = @ARGV;
             my ($mmap, $munmap) = `uname -m` =~ /aarch64/ ? (222, 215) : (9, 11);
             open my $f, -e $file ? "+<" : "+>", $file or die "$file: $!";

@@ -64,7 +64,8 @@ struct MergeRow: Sendable, CustomStringConvertible {
         sub content {
             open my $in, "<", $_[0] or return "? $!";
             my $bytes = do { local $/; <$in> } // "";
-            return "$1*" . length $bytes if $bytes =~ /^(.)\1{99,}$/s;
+            my ($first, $length) = (substr($bytes, 0, 1), length $bytes);
+            return "$first*$length" if $length > 99 && $bytes eq $first x $length;
             chomp $bytes;
             return $bytes;
         }

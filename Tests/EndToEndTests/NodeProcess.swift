@@ -12,6 +12,8 @@ final class NodeProcess: Sendable {
     let account: Account
     let log: String
     private let options: [String]
+    /// Of its environment, besides `environment`.
+    private let variables: [String: String]
     private let home: String
     private let child = Mutex<Child?>(nil)
     private var workshop: Workshop { host.network.workshop }
@@ -24,7 +26,7 @@ final class NodeProcess: Sendable {
     init(
         _ name: String, on host: Host, disk: Disk? = nil, root: String? = nil,
         isMounted: Bool = true, home: String? = nil, volume: String = volume,
-        account: Account = .root, options: [String] = []
+        account: Account = .root, options: [String] = [], variables: [String: String] = [:]
     ) throws {
         let workshop = host.network.workshop
         self.name = name
@@ -40,6 +42,7 @@ final class NodeProcess: Sendable {
         mount = isMounted ? "\(place)/mnt" : nil
         log = "\(workshop.directory)/\(name).log"
         self.options = options
+        self.variables = variables
         workshop.addLog(name, log)
     }
 
@@ -87,7 +90,8 @@ final class NodeProcess: Sendable {
     /// Starts it and does not wait.
     func launch(_ extra: [String] = []) throws {
         let started = try host.spawn(
-            [Machine.binary] + arguments(extra), as: account, log: log, environment: environment)
+            [Machine.binary] + arguments(extra), as: account, log: log,
+            environment: environment.merging(variables) { $1 })
         child.withLock { $0 = started }
     }
 
@@ -202,9 +206,25 @@ final class NodeProcess: Sendable {
     }
 
     func waitForPeers(_ names: String..., within bound: Duration = Bounds.online) async throws {
-        try await eventually("\(name) sees \(names) online", within: bound) {
+        try await waitForPeers(Set(names), within: bound)
+    }
+
+    func waitForPeers(_ names: Set<String>, within bound: Duration) async throws {
+        try await eventually("\(name) sees \(names.sorted()) online", within: bound) {
             let online = try await self.status().onlinePeers
-            guard online == Set(names) else { throw Failure("\(self.name) sees \(online)") }
+            guard online == names else { throw Failure("\(self.name) sees \(online)") }
+            return true
+        }
+    }
+
+    /// Waits until all nodes represent one commit.
+    static func converge(_ nodes: [NodeProcess], within bound: Duration = Bounds.offline)
+        async throws
+    {
+        try await eventually("all have one head", within: bound) {
+            var heads: [String] = []
+            for node in nodes { heads.append(try await node.status().head) }
+            guard Set(heads).count == 1 else { throw Failure("\(heads)") }
             return true
         }
     }
