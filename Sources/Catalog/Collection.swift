@@ -66,7 +66,8 @@ extension Transaction {
             DELETE FROM unreferenced WHERE NOT EXISTS(
                 SELECT 1 FROM content c WHERE c.number = unreferenced.content AND c.state > 0)
             """)
-        try connection.run("UPDATE unreferenced SET since = ? WHERE since = 0", now)
+        try connection.run(
+            "UPDATE unreferenced SET since = ? WHERE since = 0 OR since > ?", now, now)
         guard try !isDirty(), let applied = try applied() else { return }
         try connection.run("UPDATE unreferenced SET head = ? WHERE head IS NULL", applied)
     }

@@ -17,6 +17,8 @@ extension Mesh {
         static let hello = "delugefs-hello"
         /// Names the hello of the other side that the sender has.
         static let known = "delugefs-known"
+        /// What the answering side's clock says, in milliseconds since 1970.
+        static let clock = "delugefs-clock"
     }
 
     private static let unknownHello = 412
@@ -36,7 +38,9 @@ extension Mesh {
         if reply.status == Self.unknownHello {
             reply = try await sayHello(endpoint, expecting, headers, bytes)
         }
-        if let expecting, (200..<300).contains(reply.status) { remember(expecting, knows: ours) }
+        if let expecting, (200..<300).contains(reply.status) {
+            remember(expecting, knows: ours, reply.header(Header.clock).flatMap { Int64($0) })
+        }
         if reply.status == 204 { return .welcome(nil) }
         // Whoever refuses us says who it is, so that both sides can tell why.
         let isRefusal = reply.status == Self.refusedHello
@@ -92,7 +96,10 @@ extension Mesh {
             }
         }
         let (ours, bytes) = currentHello()
-        let headers = [(name: Header.hello, value: ours.tag)]
+        let headers = [
+            (name: Header.hello, value: ours.tag),
+            (name: Header.clock, value: "\(Self.wallMilliseconds())"),
+        ]
         if request.header(Header.known) == ours.tag {
             return PeerResponse(status: 204, headers: headers)
         }
@@ -318,10 +325,12 @@ extension Mesh {
         state.withLock { $0.told[node] == ours.tag }
     }
 
-    private func remember(_ node: NodeID, knows ours: Hello) {
+    private func remember(_ node: NodeID, knows ours: Hello, _ clock: Int64?) {
+        let wall = Self.wallMilliseconds()
         state.withLock { state in
             guard state.table.entries[node] != nil else { return }
             state.told[node] = ours.tag
+            state.clocks[node] = clock.map { $0.subtractingReportingOverflow(wall).partialValue }
         }
     }
 

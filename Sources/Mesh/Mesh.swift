@@ -42,6 +42,9 @@ public final class Mesh: Sendable {
     /// Where the hello of protocol version 1 is said.
     static let helloPath = "/v1/hello"
 
+    /// Clocks that differ by more are told of, and not relied upon.
+    static let clockDifferenceMax = Duration.seconds(300)
+
     struct State {
         var table: PeerTable
         var problems = ProblemList()
@@ -49,6 +52,8 @@ public final class Mesh: Sendable {
         var dials = 0
         /// The name of our hello that each peer has seen.
         var told: [NodeID: String] = [:]
+        /// By how many milliseconds peers' clocks are ahead of this one's.
+        var clocks: [NodeID: Int64] = [:]
         var cached: (hello: Hello, bytes: [UInt8], made: ContinuousClock.Instant)?
         var last: Hello?
         var events: [MeshEvent] = []
@@ -183,6 +188,22 @@ public final class Mesh: Sendable {
     public func peer(_ node: NodeID) -> Peer? {
         state.withLock { $0.table.entries[node]?.peer }
     }
+
+    /// Online peers whose clocks tell another time, and by how much they are ahead.
+    public var otherClocks: [(peer: Peer, ahead: Duration)] {
+        state.withLock { state in
+            state.clocks.compactMap { node, milliseconds in
+                guard let peer = state.table.entries[node]?.peer, peer.isOnline else { return nil }
+                let ahead = Duration.milliseconds(milliseconds)
+                let isFar =
+                    ahead > Self.clockDifferenceMax || ahead < .zero - Self.clockDifferenceMax
+                return isFar ? (peer, ahead) : nil
+            }
+        }
+    }
+
+    /// Whether nothing may be given up because of the time that has passed.
+    public var isClockDoubtful: Bool { !otherClocks.isEmpty }
 
     public var problems: [MeshProblem] {
         state.withLock { $0.problems.current(now: .now) }

@@ -1,5 +1,4 @@
 public import Catalog
-public import Foundation
 import Glibc
 public import Logging
 public import Store
@@ -44,7 +43,7 @@ public final class Publisher: @unchecked Sendable {
     let published: @Sendable ([Extent]) -> Void
     private let observer = Mutex<(@Sendable (VolumeChange) -> Void)?>(nil)
     private let stagingNumber: Atomic<UInt64>
-    private let condition = NSCondition()
+    private let condition = TimedCondition()
     private var queue = Queue()
     private var isStopping = false
     private var running = 0
@@ -106,7 +105,7 @@ public final class Publisher: @unchecked Sendable {
     /// Publishes everything submitted before, at once, a copy of what a mapping still holds; what
     /// a writer has open does not count.
     /// - Returns: false when the deadline passed, or something could not be published.
-    public func settle(until deadline: Date) -> Bool {
+    public func settle(until deadline: ContinuousClock.Instant) -> Bool {
         condition.withLock {
             let round = queue.hurry()
             defer { queue.endHurry(round) }
@@ -172,7 +171,7 @@ public final class Publisher: @unchecked Sendable {
                 if isStopping { return nil }
                 if let due {
                     let wait = due > now ? due - now : 1
-                    _ = condition.wait(until: Date(timeIntervalSinceNow: Double(wait) / 1000))
+                    condition.wait(until: .now + .milliseconds(Int64(wait)))
                 } else {
                     condition.wait()
                 }

@@ -13,7 +13,8 @@ import Volume
 ///
 /// **Invariant:** content goes only when every node of the volume is known to have a state without
 /// it: a node that does not know of the removal yet could bring the file back. A node that was not
-/// heard of for `forgottenAfter` does not count.
+/// heard of for `forgottenAfter` does not count. While the clocks of online nodes differ, none of
+/// these times is over.
 ///
 /// Order, so that a crash at any step leaves either the object or a node that says it has none: the
 /// row is marked, the loss is logged, both durable; the name goes in one step with the row, and last
@@ -110,7 +111,8 @@ final class Collector: Sendable {
     private func collect(needingRoom: Bool) async throws {
         let now = Monotonic.wallMilliseconds
         let found = try await Blocking.run { [catalog] in
-            let before = now - Self.strayMilliseconds
+            // The clock may be anywhere.
+            let before = now - min(now, Self.strayMilliseconds)
             if try catalog.snapshot({ try $0.hasStrays(olderThan: before) }) {
                 try catalog.perform { try $0.noteStrays(olderThan: before) }
             }
@@ -120,7 +122,9 @@ final class Collector: Sendable {
             return try catalog.read { try $0.unreferenced(limit: Self.batchMax) }
         }
         var needsRoom = needingRoom
-        for old in found where needsRoom || now - old.since >= Self.retentionMilliseconds {
+        let isOver = !mesh.isClockDoubtful
+        for old in found
+        where needsRoom || isOver && now >= old.since + Self.retentionMilliseconds {
             guard try await everybodyHas(old.head) else { continue }
             try await drop(old.extent)
             if needsRoom { needsRoom = try await Blocking.run { [self] in try lacksRoom() } }
@@ -133,12 +137,13 @@ final class Collector: Sendable {
         let online = Dictionary(
             mesh.peers.filter(\.isOnline).map { ($0.node, $0.hello.announced) },
             uniquingKeysWith: { first, _ in first })
-        return try await Blocking.run { [catalog, history, node] in
+        return try await Blocking.run { [catalog, history, mesh, node] in
             let now = Monotonic.wallMilliseconds
+            let isClockDoubtful = mesh.isClockDoubtful
             for entry in try catalog.read({ try $0.nodes() })
             where entry.id != node && entry.description != nil {
                 let isForgotten =
-                    online[entry.id] == nil
+                    online[entry.id] == nil && !isClockDoubtful
                     && entry.seen.map { now > $0 + Self.forgottenAfterMilliseconds } ?? false
                 if isForgotten { continue }
                 guard let commit else { return false }

@@ -76,7 +76,7 @@ extension Node {
 
     private func wait(_ message: ControlMessage.Wait) async throws -> ControlMessage.WaitReply {
         let seconds = min(message.timeoutSeconds ?? Self.waitSecondsMax, Self.waitSecondsMax)
-        let deadline = Date(timeIntervalSinceNow: seconds)
+        let deadline = ContinuousClock.now + .seconds(seconds)
         let late = ControlMessage.WaitReply(outcome: .timedOut, text: "")
         await noticeCloses()
         let isCommitted = try await Blocking.alone { [publisher, timeline] in
@@ -90,7 +90,7 @@ extension Node {
         }
         mesh.pokeAll()
         while let missing = await unacknowledged(heads) {
-            guard Date() < deadline else {
+            guard ContinuousClock.now < deadline else {
                 return ControlMessage.WaitReply(
                     outcome: .timedOut, text: "\(missing) has not acknowledged the latest changes.")
             }
@@ -105,7 +105,7 @@ extension Node {
                 if reply.outcome == .done { await catchUpStatus() }
                 return reply
             }
-            guard Date() < deadline else { return late }
+            guard ContinuousClock.now < deadline else { return late }
             try await Task.sleep(for: ReplicationWait.poll)
         }
     }

@@ -110,6 +110,13 @@ extension Node {
         for (code, text) in notices { add(code, text) }
         for problem in timeline.problems { add(problem.code, problem.text) }
         if let text = gossip.problem { add("peer-refused", text) }
+        for (peer, ahead) in mesh.otherClocks {
+            add(
+                "clock-differs",
+                "The clock of node \(peer.hello.name) is \(Self.inWords(ahead)) this node's. Set the wrong one right: the later of two concurrent changes keeps the name, and nothing old is given up meanwhile."
+            )
+            break
+        }
         if space.isFull {
             add(
                 "disk-full",
@@ -130,6 +137,13 @@ extension Node {
             )
         }
         return problems
+    }
+
+    private static func inWords(_ ahead: Duration) -> String {
+        let seconds = ahead.components.seconds.magnitude
+        let amount =
+            seconds < 172_800 ? "\(seconds / 60) minutes" : "\(seconds / 86_400) days"
+        return amount + (ahead < .zero ? " behind" : " ahead of")
     }
 
     private func transfers() -> [Status.Transfer] {

@@ -32,7 +32,7 @@ public final class Node: Sendable {
     static let readerThreads = 4
     /// Ports tried for content where any will do.
     static let anyPortAttemptsMax = 5
-    static let stopTimeout: TimeInterval = 60
+    static let stopTimeout = Duration.seconds(60)
 
     let configuration: Configuration
     let root: FilePath
@@ -512,7 +512,7 @@ public final class Node: Sendable {
                 if mount.madeByUs { rmdir(mount.path.string) }
             }
         }
-        let deadline = Date(timeIntervalSinceNow: Self.stopTimeout)
+        let deadline = ContinuousClock.now + Self.stopTimeout
         _ = try? await Blocking.alone { [publisher, timeline] in
             _ = publisher.settle(until: deadline)
             publisher.stop()

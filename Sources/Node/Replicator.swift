@@ -127,13 +127,16 @@ final class Replicator: Sendable {
     }
 
     /// Nodes whose copies count: this one, those online, those absent for less than the grace time,
-    /// which for nodes not heard since this one started begins with that.
+    /// which for nodes not heard since this one started begins with that. A time to come is one that a
+    /// wrong clock told.
     private func live(_ options: Options) throws -> ([PlacementNode], online: Set<NodeID>) {
         let now = Int64(Monotonic.wallMilliseconds)
         let grace = Int64(options.graceSeconds) * 1000
         let peers = mesh.peers
         let heard = Set(peers.map(\.node) + [node])
-        let live = peers.filter { $0.isOnline || now - $0.lastSeenMilliseconds < grace }.map {
+        let live = peers.filter {
+            $0.isOnline || (0..<grace).contains(now - $0.lastSeenMilliseconds)
+        }.map {
             PlacementNode(
                 id: $0.node, machine: $0.hello.machine, capacity: $0.hello.capacityBytes)
         }

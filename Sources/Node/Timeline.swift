@@ -1,5 +1,4 @@
 import Catalog
-import Foundation
 import History
 import Logging
 import Mount
@@ -18,7 +17,7 @@ final class Timeline: Sendable {
     /// Between tries to apply what conflicts with changes that are being made here.
     static let retryMilliseconds: UInt64 = 20
     /// Before what failed, for want of room perhaps, is tried again.
-    static let failurePause: TimeInterval = 1
+    static let failurePause = Duration.seconds(1)
     /// Tries in a row that end in a conflict; more are a failure.
     static let conflictsMax = 500
     /// Commits of ours remembered that peers refuse; of more nobody is told.
@@ -61,7 +60,7 @@ final class Timeline: Sendable {
     let history: History
     private let node: NodeID
     private let logger: Logger
-    private let condition = NSCondition()
+    private let condition = TimedCondition()
     private let state = Mutex(State())
     /// Set by the composition before `start`.
     private let hooks = Mutex(Hooks())
@@ -214,7 +213,7 @@ final class Timeline: Sendable {
 
     /// Blocks until everything changed before this call is committed, or the deadline has passed.
     /// - Returns: false when it is not committed.
-    func commitNow(until deadline: Date) -> Bool {
+    func commitNow(until deadline: ContinuousClock.Instant) -> Bool {
         let done = Mutex(false)
         state.withLock { state in
             state.wanted = true
@@ -268,9 +267,7 @@ final class Timeline: Sendable {
             wake()
             if stopping { break }
             if isTaken && isCommitted && isConverged { continue }
-            condition.withLock {
-                _ = condition.wait(until: Date(timeIntervalSinceNow: Self.failurePause))
-            }
+            condition.withLock { _ = condition.wait(until: .now + Self.failurePause) }
             state.withLock { state in
                 if !isTaken { state.incoming.formUnion(incoming) }
                 if !isCommitted {
@@ -330,8 +327,11 @@ final class Timeline: Sendable {
                     return ((state.incoming, state.waiters, state.stopping), nil)
                 }
                 if let work { return work }
-                let wait = due.map { Double($0 - now) / 1000 } ?? 3600
-                _ = condition.wait(until: Date(timeIntervalSinceNow: wait))
+                if let due {
+                    condition.wait(until: .now + .milliseconds(Int64(due - now)))
+                } else {
+                    condition.wait()
+                }
             }
         }
     }

@@ -112,7 +112,7 @@ final class Disk: Sendable {
 
     @discardableResult
     func commit() throws -> ObjectID {
-        #expect(timeline.commitNow(until: Date(timeIntervalSinceNow: 10)))
+        #expect(timeline.commitNow(until: .now + .seconds(10)))
         return try #require(timeline.applied)
     }
 
