@@ -74,6 +74,11 @@ extension History {
         return isBefore[head] == true ? [head] : try graph.reduceToMaximal(found)
     }
 
+    /// When the last change in a commit was made, as far as its author's clock knew; since 1970.
+    public func milliseconds(of commit: ObjectID) throws -> Int64 {
+        try moment(of: commit).milliseconds
+    }
+
     func moment(of id: ObjectID) throws -> CommitMoment {
         guard let commit = try self.commit(id) else {
             throw HistoryError(.notFound, "read", "commit \(id) is missing")

@@ -51,6 +51,8 @@ final class Collector: Sendable {
     private let logger: Logger
     private let surroundings: Surroundings
     private let headroom: UInt64
+    /// How many want that nothing goes.
+    private let holds = Mutex(0)
 
     init(
         catalog: Catalog, store: Store, history: History, mesh: Mesh, exchange: ContentExchange,
@@ -81,6 +83,20 @@ final class Collector: Sendable {
             try? await Task.sleep(for: Self.interval)
         }
     }
+
+    // MARK: Holding
+
+    /// From now until `release` nothing goes here, whoever began what.
+    func hold() { holds.withLock { $0 += 1 } }
+
+    func release() { holds.withLock { $0 -= 1 } }
+
+    /// Runs the body, unless something is held.
+    private func unlessHeld<T>(_ body: () throws -> T) rethrows -> T? {
+        try holds.withLock { $0 == 0 ? try body() : nil }
+    }
+
+    // MARK: Collecting
 
     /// Objects that the catalog does not know: a kill came between their name and their row.
     private func sweep() throws {
@@ -163,13 +179,15 @@ final class Collector: Sendable {
     }
 
     private func drop(_ extent: Extent) async throws {
-        let isMarked = try await Blocking.run { [catalog, store, surroundings] in
-            guard
-                try !store.isUnfinished(extent.root),
-                try catalog.perform({
-                    try $0.beginDropping(extent, at: Monotonic.wallMilliseconds)
-                })
-            else { return false }
+        let isMarked = try await Blocking.run { [self] in
+            let isFree = try !store.isUnfinished(extent.root)
+            let isMarked = try unlessHeld {
+                try isFree
+                    && catalog.perform {
+                        try $0.beginDropping(extent, at: Monotonic.wallMilliseconds)
+                    }
+            }
+            guard isMarked == true else { return false }
             try surroundings.note(extent)
             try catalog.flush()
             return true
@@ -177,23 +195,35 @@ final class Collector: Sendable {
         guard isMarked else { return }
         // Nobody new is served what is marked; who reads it already may end.
         await withCheckedContinuation { done in exchange.letGo(of: extent) { done.resume() } }
-        try await Blocking.run { [catalog, store, surroundings] in
+        try await Blocking.run { [self] in
             // One step with the row: who publishes the same bytes looks for the object in one, too.
-            let (isGone, withdrawn) = try catalog.perform { tx in
-                let now = Monotonic.wallMilliseconds
-                guard try tx.content(extent.root)?.state == .dropping,
-                    try tx.beginDropping(extent, at: now)
-                else { return (false, WithdrawnObject?.none) }
-                let object = try store.withdrawObject(extent.root)
-                try tx.setContentState(extent, .absent, at: now)
-                return (true, object)
-            }
-            guard isGone else {
-                // A file has it again.
+            let dropped = try unlessHeld { try withdraw(extent) }
+            guard let (isGone, withdrawn) = dropped, isGone else {
+                if dropped == nil { try keep(extent) }
+                // A file has it again, or may soon.
                 return try surroundings.note(extent)
             }
             if let withdrawn { try store.removeWithdrawn(withdrawn) }
         }
         logger.debug("gave up \(extent.root), \(extent.length) bytes that no file has")
+    }
+
+    private func withdraw(_ extent: Extent) throws -> (isGone: Bool, object: WithdrawnObject?) {
+        try catalog.perform { tx in
+            let now = Monotonic.wallMilliseconds
+            guard try tx.content(extent.root)?.state == .dropping,
+                try tx.beginDropping(extent, at: now)
+            else { return (false, nil) }
+            let object = try store.withdrawObject(extent.root)
+            try tx.setContentState(extent, .absent, at: now)
+            return (true, object)
+        }
+    }
+
+    private func keep(_ extent: Extent) throws {
+        try catalog.perform { tx in
+            guard try tx.content(extent.root)?.state == .dropping else { return }
+            try tx.setContentState(extent, .stored, at: Monotonic.wallMilliseconds)
+        }
     }
 }

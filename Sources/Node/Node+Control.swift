@@ -1,6 +1,7 @@
 import Catalog
 import FUSE
 import Foundation
+import History
 import Mesh
 import Mount
 import Synchronization
@@ -31,6 +32,58 @@ public enum ControlMessage {
         /// For a person: what is missing.
         public var text: String
     }
+
+    /// `POST /v1/restore`: paths in the volume, bytes.
+    public struct Restore: Codable, Sendable {
+        public var path: [UInt8]
+        /// As `PastTime.normalised` gives it.
+        public var at: String
+        public var to: [UInt8]?
+        public init(path: [UInt8], at: String, to: [UInt8]?) {
+            self.path = path
+            self.at = at
+            self.to = to
+        }
+    }
+
+    public struct RestoreReply: Codable, Sendable {
+        /// What could not be restored.
+        public struct Failure: Codable, Sendable {
+            public var path: String
+            /// In one clause for a person.
+            public var reason: String
+        }
+
+        /// The state that was restored from.
+        public var commit: String
+        /// ISO 8601: of its last change.
+        public var time: String
+        /// Directories and all else that were gone, changed, and the same.
+        public var made = 0
+        public var changed = 0
+        public var same = 0
+        /// Files whose content no online disk has.
+        public var missing = 0
+        /// What else could not be restored.
+        public var blocked = 0
+        /// The first of both.
+        public var failures: [Failure] = []
+
+        public init(commit: String, time: String) {
+            self.commit = commit
+            self.time = time
+        }
+    }
+}
+
+/// Points in the past as a person writes them, for command lines.
+public enum PastTime {
+    /// What means the same to the node: times in this process's time zone, from now.
+    public static func normalised(_ text: String) throws -> String {
+        do throws(PastError) {
+            return try PastPoint(text, now: Int64(Monotonic.wallMilliseconds)).text
+        } catch { throw NodeError(error.description) }
+    }
 }
 
 // `ROOT/control.sock`: who may connect is checked by the server.
@@ -59,9 +112,15 @@ extension Node {
                 let message = try JSONDecoder().decode(
                     ControlMessage.Wait.self, from: Data(request.body))
                 return try encoded(await wait(message))
+            case ("POST", "/v1/restore"):
+                let message = try JSONDecoder().decode(
+                    ControlMessage.Restore.self, from: Data(request.body))
+                return try encoded(await restore(message))
             default: return .refusal(404, "This node does not know that command.")
             }
         } catch let error as NodeError {
+            return .refusal(409, error.description)
+        } catch let error as PastError {
             return .refusal(409, error.description)
         } catch { return .refusal(500, "\(error)") }
     }
@@ -113,7 +172,7 @@ extension Node {
     /// A close that has returned may still be on its way: the kernel sends RELEASE without waiting
     /// for it. It is queued by then, so what is asked afterwards is read afterwards, and when all
     /// that was being answered at that moment is answered too, the publisher knows of the close.
-    private func noticeCloses() async {
+    func noticeCloses() async {
         guard let mount = running.withLock({ $0.mount }) else { return }
         let path = mount.path.string
         // Twice: a reader that lost its processor with the RELEASE in hand has it back by then.

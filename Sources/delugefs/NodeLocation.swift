@@ -23,6 +23,37 @@ struct NodeOptions: ParsableArguments {
         }
         return mounted.root
     }
+
+    /// Whose a path is, and what it is called in the volume. With --root a path outside of that
+    /// node's mount is one in the volume.
+    ///
+    /// - Parameter orMissing: whether it need not exist any more.
+    func place(
+        _ path: [UInt8], orMissing: Bool = false
+    ) throws -> (root: FilePath, path: [UInt8]) {
+        func mounted() throws -> MountedPath? {
+            try orMissing ? MountedPath(ofMissing: path) : MountedPath(of: path)
+        }
+        guard let root else {
+            guard let mounted = try mounted() else {
+                let name = Terminal.visible(name: path)
+                throw Failure(
+                    "\(name) is in no DelugeFS mount; name the node with --root DIR and give a path in the volume."
+                )
+            }
+            return (mounted.root, mounted.path)
+        }
+        let directory = FilePath(root)
+        if let mounted = try? mounted(), Self.isSame(mounted.root, directory) {
+            return (directory, mounted.path)
+        }
+        return (directory, path.first == UInt8(ascii: "/") ? path : [UInt8(ascii: "/")] + path)
+    }
+
+    private static func isSame(_ one: FilePath, _ other: FilePath) -> Bool {
+        guard let first = try? one.stat(), let second = try? other.stat() else { return false }
+        return first.deviceID == second.deviceID && first.inode == second.inode
+    }
 }
 
 /// A path inside a mount: whose it is, and what it is called in the volume.
@@ -63,6 +94,35 @@ struct MountedPath {
         }
         let top = mount.root == Array("/".utf8) ? [] : mount.root
         self.path = rest.isEmpty && !top.isEmpty ? top : top + [UInt8(ascii: "/")] + rest
+    }
+
+    /// As `init(of:)` for a path whose last names may be gone: those are taken as they stand.
+    init?(ofMissing path: [UInt8]) throws {
+        var existing = path
+        var gone: [[UInt8]] = []
+        var information = stat()
+        while Self.lstat(existing, &information) != 0, errno == ENOENT || errno == ENOTDIR {
+            while existing.last == UInt8(ascii: "/") { existing.removeLast() }
+            let slash = existing.lastIndex(of: UInt8(ascii: "/"))
+            let name = Array(existing[(slash.map { $0 + 1 } ?? 0)...])
+            guard name != Array("..".utf8), !name.isEmpty else {
+                throw Self.failure(path, .noSuchFileOrDirectory)
+            }
+            if name != [UInt8(ascii: ".")] { gone.insert(name, at: 0) }
+            existing = slash.map { Array(existing[...$0]) } ?? Array(".".utf8)
+        }
+        guard let mounted = try MountedPath(of: existing) else { return nil }
+        root = mounted.root
+        let top = mounted.path == [UInt8(ascii: "/")] ? [] : mounted.path
+        self.path =
+            gone.isEmpty ? mounted.path : gone.reduce(top) { $0 + [UInt8(ascii: "/")] + $1 }
+    }
+
+    private static func lstat(_ path: [UInt8], _ information: inout stat) -> CInt {
+        (path + [0]).withUnsafeBytes {
+            // The buffer has at least its NUL.
+            Glibc.lstat($0.bindMemory(to: CChar.self).baseAddress!, &information)
+        }
     }
 
     private static func failure(_ path: [UInt8], _ error: Errno) -> Failure {

@@ -22,7 +22,7 @@ struct WhereIs: ParsableCommand {
 
     func run() throws {
         let names = RawArguments.bytes(of: paths)
-        let places = try names.map(place)
+        let places = try names.map { try node.place($0) }
         var found: [Whereabouts] = []
         var start = 0
         // One question for every run of paths of one node.
@@ -43,28 +43,6 @@ struct WhereIs: ParsableCommand {
         } else {
             for (name, whereabouts) in zip(names, found) { show(whereabouts, name) }
         }
-    }
-
-    private func place(_ path: [UInt8]) throws -> (root: FilePath, path: [UInt8]) {
-        guard let option = node.root else {
-            guard let mounted = try MountedPath(of: path) else {
-                let name = Terminal.visible(name: path)
-                throw Failure(
-                    "\(name) is in no DelugeFS mount; name the node with --root DIR and give a path in the volume."
-                )
-            }
-            return (mounted.root, mounted.path)
-        }
-        let root = FilePath(option)
-        if let mounted = try? MountedPath(of: path), Self.isSame(mounted.root, root) {
-            return (root, mounted.path)
-        }
-        return (root, path.first == UInt8(ascii: "/") ? path : [UInt8(ascii: "/")] + path)
-    }
-
-    private static func isSame(_ one: FilePath, _ other: FilePath) -> Bool {
-        guard let first = try? one.stat(), let second = try? other.stat() else { return false }
-        return first.deviceID == second.deviceID && first.inode == second.inode
     }
 
     private func show(_ whereabouts: Whereabouts, _ name: [UInt8]) {

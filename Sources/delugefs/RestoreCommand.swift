@@ -1,0 +1,97 @@
+import ArgumentParser
+import FoundationEssentials
+import Node
+import SystemPackage
+
+/// `delugefs restore`
+struct Restore: ParsableCommand {
+    static let configuration = CommandConfiguration(
+        abstract: "Bring a file or a whole tree back as it once was.",
+        discussion: """
+            TIME is 2026-11-26T14:03, with seconds and a zone if need be, 2026-11-26, @SECONDS since \
+            1970, or 10min, 2h, 3d, that is so long ago; COMMIT is what `delugefs log` shows.
+
+            What is gone returns, what changed is as it was then; what came since under other names \
+            stays. Today's versions stay in the history, so that a restore can be undone by another. \
+            No bytes are copied.
+            """)
+
+    @OptionGroup var node: NodeOptions
+
+    @Option(
+        help: ArgumentHelp("From when.", valueName: "time|commit"))
+    var at: String
+
+    @Option(
+        help: ArgumentHelp(
+            "Where to, in the same mount: a name that is free, or an empty directory. (default: where it was)",
+            valueName: "path"))
+    var to: String?
+
+    @Flag(help: "Print JSON.")
+    var json = false
+
+    @Argument(help: ArgumentHelp("What to restore; it need not exist any more.", valueName: "path"))
+    var path: String
+
+    func run() throws {
+        let names = RawArguments.bytes(of: [path] + (to.map { [$0] } ?? []))
+        let point: String
+        do { point = try PastTime.normalised(at) } catch {
+            throw ValidationError("--at \(Terminal.visible(at)): \(error)")
+        }
+        let place = try node.place(names[0], orMissing: true)
+        let target = try names.dropFirst().first.map { try node.place($0, orMissing: true) }
+        if let target, target.root != place.root {
+            throw Failure("--to is in another volume's mount; restore within one, then copy.")
+        }
+        let conversation = NodeConversation(root: place.root)
+        let reply = try conversation.decoded(
+            ControlMessage.RestoreReply.self,
+            try conversation.post(
+                "/v1/restore",
+                ControlMessage.Restore(path: place.path, at: point, to: target?.path), timeout: nil)
+        )
+        if json {
+            let encoder = JSONEncoder()
+            encoder.outputFormatting = [.prettyPrinted, .sortedKeys, .withoutEscapingSlashes]
+            Terminal.print(bytes: Array(try encoder.encode(reply)) + [0x0A])
+        } else {
+            Terminal.print(summary(reply))
+        }
+        try complain(reply)
+    }
+
+    private func summary(_ reply: ControlMessage.RestoreReply) -> String {
+        var parts: [String] = []
+        if reply.made > 0 { parts.append("\(reply.made) brought back") }
+        if reply.changed > 0 { parts.append("\(reply.changed) changed back") }
+        if reply.same > 0 { parts.append("\(reply.same) as they were") }
+        let counts = parts.isEmpty ? "nothing" : parts.joined(separator: ", ")
+        return "Restored as of \(reply.time), commit \(reply.commit.prefix(12)): \(counts)."
+    }
+
+    private func complain(_ reply: ControlMessage.RestoreReply) throws {
+        let count = reply.missing + reply.blocked
+        guard count > 0 else { return }
+        for failure in reply.failures {
+            Terminal.complain(
+                Terminal.visible("\(failure.path): \(failure.reason)"))
+        }
+        if count > reply.failures.count {
+            Terminal.complain("and \(count - reply.failures.count) more")
+        }
+        var advice: [String] = []
+        if reply.missing > 0 {
+            advice.append(
+                "start the disks that are named, then run the same command again; what was given up is in backups alone"
+            )
+        }
+        if reply.blocked > 0 {
+            advice.append("restore what was in the way with --to another place")
+        }
+        throw Failure(
+            "\(Quantity.count(count, "name")) could not be restored, all else was: \(advice.joined(separator: "; "))."
+        )
+    }
+}
