@@ -29,14 +29,26 @@ public struct Restoring {
     private var found: [LineageID: InodeNumber] = [:]
     /// The other way around: two files of the past are never put into one of today.
     private var taken: [InodeNumber: LineageID] = [:]
+    /// Content that a commit has, by its stamp. What is done to the inode here makes it dirty, not that.
+    private var committed: [InodeNumber: Stamp] = [:]
+    /// What this operation added to `found` and `taken`.
+    private var added: (found: [LineageID], taken: [InodeNumber]) = ([], [])
 
     public init() {}
 
-    /// What the mount has to be told, as after an `apply`: all since this was called last. After an
-    /// operation that failed it means nothing.
-    public mutating func takeEffects() -> AppliedEffects {
+    /// The operation has happened. Returns what the mount has to be told, as after an `apply`.
+    public mutating func keep() -> AppliedEffects {
         defer { effects = AppliedEffects() }
+        added = ([], [])
         return effects
+    }
+
+    /// Nothing of the operation has happened.
+    public mutating func takeBack() {
+        for id in added.found { found[id] = nil }
+        for ino in added.taken { taken[ino] = nil }
+        effects = AppliedEffects()
+        added = ([], [])
     }
 
     /// Restores what a name led to: a directory without its entries.
@@ -71,7 +83,11 @@ public struct Restoring {
         }
         if let ino = outcome.ino, !record.isDirectory {
             taken[ino] = record.id
-            if isShared { found[record.id] = ino }
+            added.taken.append(ino)
+            if isShared {
+                found[record.id] = ino
+                added.found.append(record.id)
+            }
         }
         return outcome
     }
@@ -91,7 +107,10 @@ public struct Restoring {
     ) throws(Errno) -> Bool {
         guard row.kind == record.content.value.body.kind else { return false }
         if row.isDirectory { return true }
-        guard taken[row.ino] == nil, row.id == record.id || row.linkCount == 1 else { return false }
+        guard taken[row.ino] == nil else { return false }
+        if row.id != record.id, row.linkCount > 1 {
+            return try difference(transaction.record(of: row), record).isEmpty
+        }
         if row.kind == .file { return true }
         return try transaction.body(of: row) == record.content.value.body
     }
@@ -102,7 +121,7 @@ public struct Restoring {
         _ now: Timestamp
     ) throws(Errno) -> Bool {
         guard let row else { return true }
-        if row.linkCount == 1 { try requireCommitted(row, transaction) }
+        try requireCommitted(row, transaction)
         if row.isDirectory {
             guard try transaction.isEmpty(row.ino) else { return false }
             _ = try transaction.rmdir(parent, name, now: now)
@@ -115,10 +134,12 @@ public struct Restoring {
     }
 
     /// What is replaced stays in the history: it has to be there first.
-    private func requireCommitted(
+    private mutating func requireCommitted(
         _ row: InodeRow, _ transaction: Transaction
     ) throws(Errno) {
+        guard !row.isDirectory, committed[row.ino] != row.contentStamp else { return }
         if try transaction.isDirty(row.id) { throw .resourceBusy }
+        committed[row.ino] = row.contentStamp
     }
 
     private mutating func note(
@@ -159,43 +180,60 @@ public struct Restoring {
         return row.ino
     }
 
+    private struct Difference {
+        var isContent: Bool
+        var isBody: Bool
+        var isMode: Bool
+        var isOwner: Bool
+        var xattrs: Set<[UInt8]>
+
+        var isEmpty: Bool { !isContent && !isMode && !isOwner && xattrs.isEmpty }
+    }
+
+    private func difference(_ present: Record, _ record: Record) -> Difference {
+        Difference(
+            isContent: present.content.value != record.content.value,
+            isBody: present.content.value.body != record.content.value.body,
+            isMode: present.mode.value != record.mode.value,
+            isOwner: present.owner.value != record.owner.value,
+            xattrs: Set(present.xattrs.keys).union(record.xattrs.keys).filter {
+                present.xattrs[$0]?.value != record.xattrs[$0]?.value
+            })
+    }
+
     /// Group by group: what is so already keeps its stamp.
     private mutating func edit(
         _ row: InodeRow, to record: Record, _ transaction: Transaction, _ now: Timestamp
     ) throws(Errno) -> Bool {
-        let present = try transaction.record(of: row)
-        // What is being written here has to meet another version when it is published.
-        let isWritten = try transaction.staging(of: row.ino) != nil
-        let isContent = isWritten || present.content.value != record.content.value
-        let names = Set(present.xattrs.keys).union(record.xattrs.keys).filter {
-            present.xattrs[$0]?.value != record.xattrs[$0]?.value
+        var difference = difference(try transaction.record(of: row), record)
+        if try transaction.staging(of: row.ino) != nil {
+            // What is being written here has to meet another version when it is published.
+            difference.isContent = true
+            difference.isBody = true
         }
-        guard
-            isContent || present.mode.value != record.mode.value
-                || present.owner.value != record.owner.value || !names.isEmpty
-        else { return false }
+        guard !difference.isEmpty else { return false }
         let stamp = try transaction.stamp()
         var after = row
-        if isContent {
+        if difference.isContent {
             after.contentStamp = stamp
             after.modified = record.content.value.modified
             after.size = record.content.value.body.size
         }
-        if isWritten || present.content.value.body != record.content.value.body {
+        if difference.isBody {
             try requireCommitted(row, transaction)
             try transaction.deleteBody(row.ino)
             try transaction.writeBody(row.ino, record.content.value.body)
             effects.contents.insert(row.ino)
         }
-        if present.mode.value != record.mode.value {
+        if difference.isMode {
             after.mode = record.mode.value
             after.modeStamp = stamp
         }
-        if present.owner.value != record.owner.value {
+        if difference.isOwner {
             after.owner = record.owner.value
             after.ownerStamp = stamp
         }
-        for name in names {
+        for name in difference.xattrs {
             if let value = record.xattrs[name]?.value {
                 try transaction.writeXattr(row.ino, name, Stamped(value, stamp))
             } else {

@@ -36,7 +36,12 @@ extension History {
     }
 
     private func commit(beginningWith digits: String) throws -> ObjectID {
-        let found = table.withLock { $0.keys(beginningWith: digits, limit: 2) }
+        var found = table.withLock { $0.keys(beginningWith: digits, limit: 2) }
+        if found.isEmpty, let id = ObjectID(hex: digits), (try? self.commit(id)) != nil {
+            // Merges that no reference leads to are in no graph after a start.
+            try restore(id)
+            found = [ObjectKey(id)]
+        }
         guard let first = found.first else { throw PastError("There is no commit \(digits).") }
         guard found.count == 1 else {
             throw PastError("\(digits) is ambiguous: more than one commit begins with it.")

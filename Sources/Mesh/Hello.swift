@@ -54,12 +54,14 @@ public struct Hello: Hashable, Sendable {
     public var announced: [ObjectID]
     public var freeBytes: UInt64
     public var capacityBytes: UInt64
+    /// Content that only history holds: what is free as soon as it is needed.
+    public var historyBytes: UInt64
     public var holderLogs: [HolderLogHead]
 
     public init(
         name: String, machine: String, version: String, bulkPort: Int = 0, head: ObjectID? = nil,
         announced: [ObjectID] = [], freeBytes: UInt64 = 0, capacityBytes: UInt64 = 0,
-        holderLogs: [HolderLogHead] = []
+        historyBytes: UInt64 = 0, holderLogs: [HolderLogHead] = []
     ) {
         self.name = name
         self.machine = machine
@@ -69,6 +71,7 @@ public struct Hello: Hashable, Sendable {
         self.announced = announced
         self.freeBytes = freeBytes
         self.capacityBytes = capacityBytes
+        self.historyBytes = historyBytes
         self.holderLogs = holderLogs
     }
 
@@ -128,6 +131,8 @@ extension Hello {
         var announced: [String]
         var freeBytes: UInt64
         var capacityBytes: UInt64
+        /// Absent in what earlier versions send.
+        var historyBytes: UInt64?
         var holderLogs: [Log]
         var neighbours: [Neighbour]
     }
@@ -138,7 +143,7 @@ extension Hello {
             instance: instance, sequence: sequence, name: name, machine: machine, version: version,
             apiPort: apiPort, bulkPort: bulkPort, head: head?.description,
             announced: announced.prefix(Self.announcedMax).map(\.description),
-            freeBytes: freeBytes, capacityBytes: capacityBytes,
+            freeBytes: freeBytes, capacityBytes: capacityBytes, historyBytes: historyBytes,
             holderLogs: holderLogs.prefix(Self.holderLogsMax).map {
                 Wire.Log(
                     node: $0.node.description, epoch: $0.epoch, n: $0.count,
@@ -178,7 +183,7 @@ extension Hello {
         }
         guard let node = NodeID(hex: wire.node), (1...65_535).contains(wire.apiPort),
             (0...65_535).contains(wire.bulkPort),
-            max(wire.freeBytes, wire.capacityBytes) <= Self.diskBytesMax,
+            max(wire.freeBytes, wire.capacityBytes, wire.historyBytes ?? 0) <= Self.diskBytesMax,
             wire.announced.count <= Self.announcedMax,
             wire.holderLogs.count <= Self.holderLogsMax,
             wire.neighbours.count <= Self.neighboursMax
@@ -186,7 +191,8 @@ extension Hello {
         self.init(
             name: wire.name, machine: wire.machine,
             version: String(PeerError.printable(wire.version.utf8).prefix(64)),
-            bulkPort: wire.bulkPort, freeBytes: wire.freeBytes, capacityBytes: wire.capacityBytes)
+            bulkPort: wire.bulkPort, freeBytes: wire.freeBytes, capacityBytes: wire.capacityBytes,
+            historyBytes: wire.historyBytes ?? 0)
         volume = wire.volume
         self.node = node
         instance = wire.instance

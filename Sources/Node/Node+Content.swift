@@ -15,8 +15,11 @@ extension Node {
     static let cloneReserveBytes: UInt64 = 256 << 20
     static let helloFreeStep: UInt64 = 64 << 20
     static let housekeepingInterval = Duration.seconds(2)
-    /// Between counts of what only history holds, and notes of who is online.
-    static let roundsPerCount = 30
+    /// Between notes of who is online.
+    static let roundsPerNote = 30
+    /// Between counts of what only history holds, and a count's share of all time.
+    static let historyCountInterval = Duration.seconds(6)
+    static let historyCountShare = 100
 
     // MARK: Peers
 
@@ -27,8 +30,9 @@ extension Node {
         return Hello(
             name: file.name, machine: file.machine, version: Self.version,
             bulkPort: Int(swarm.port), head: heads.first, announced: heads,
-            freeBytes: free,
-            capacityBytes: capacityBytes, holderLogs: holderLogs.vector)
+            freeBytes: free, capacityBytes: capacityBytes,
+            historyBytes: running.withLock { $0.historyBytes } / Self.helloFreeStep
+                * Self.helloFreeStep, holderLogs: holderLogs.vector)
     }
 
     /// Called by the mesh in the order of events; must not wait.
@@ -124,18 +128,25 @@ extension Node {
     }
 
     func keepHouse() async {
+        let clock = ContinuousClock()
         var round = 0
+        var nextCount = clock.now
         while !Task.isCancelled {
             do {
                 // A hello is heard once: what could not be fetched then is tried again.
                 for peer in mesh.peers where peer.isOnline { heard(.changed(peer)) }
-                if round % Self.roundsPerCount == 0 {
+                if round % Self.roundsPerNote == 0 {
                     let peers = mesh.peers.filter(\.isOnline)
-                    let bytes = try await Blocking.run { [self] in
-                        try keepSeen(peers)
-                        return try catalog.snapshot { try $0.unreferencedBytes() }
-                    }
-                    running.withLock { $0.historyBytes = bytes }
+                    try await Blocking.run { [self] in try keepSeen(peers) }
+                }
+                if clock.now >= nextCount {
+                    let start = clock.now
+                    try await countHistory()
+                    nextCount =
+                        start
+                        + max(
+                            Self.historyCountInterval,
+                            (clock.now - start) * Self.historyCountShare)
                 }
             } catch { logger.warning("housekeeping: \(error)") }
             round += 1
@@ -143,14 +154,24 @@ extension Node {
         }
     }
 
+    private func countHistory() async throws {
+        let bytes = try await Blocking.run { [catalog] in
+            try catalog.snapshot { try $0.unreferencedBytes() }
+        }
+        running.withLock { $0.historyBytes = bytes }
+    }
+
     // MARK: Statistics
 
     func statistics() -> VolumeStatistics {
         let peers = mesh.peers.filter(\.isOnline)
         let copies = UInt64(max(1, min(settings.copies, peers.count + 1)))
-        let localFree = (try? store.freeBytes()) ?? 0
+        // What only history holds goes as soon as somebody needs its room.
+        let localFree = ((try? store.freeBytes()) ?? 0) + running.withLock { $0.historyBytes }
         let capacity = peers.reduce(capacityBytes) { $0 + $1.hello.capacityBytes }
-        let free = peers.reduce(min(localFree, capacityBytes)) { $0 + $1.hello.freeBytes }
+        let free = peers.reduce(min(localFree, capacityBytes)) {
+            $0 + min($1.hello.freeBytes + $1.hello.historyBytes, $1.hello.capacityBytes)
+        }
         let counts = (try? catalog.perform { $0.counts }) ?? Counts()
         let block: UInt64 = 4096
         return VolumeStatistics(

@@ -33,6 +33,55 @@ public enum ControlMessage {
         public var text: String
     }
 
+    /// `POST /v1/log`: a part of it.
+    public struct Log: Codable, Sendable {
+        public struct Position: Codable, Sendable {
+            public var commit: String
+            public var path: [UInt8]
+        }
+
+        public var path: [UInt8]
+        public var limit: Int
+        /// Where the part before ended; nil: from the present.
+        public var positions: [Position]?
+        public init(path: [UInt8], limit: Int, positions: [Position]?) {
+            self.path = path
+            self.limit = limit
+            self.positions = positions
+        }
+    }
+
+    public struct LogReply: Codable, Sendable {
+        public struct Change: Codable, Sendable {
+            /// `created`, `removed`, `renamed`, `linked`, `edited`, `touched`, `mode`, `owner` or
+            /// `attributes`
+            public var what: String
+            public var path: String
+            public var isDirectory: Bool
+            /// Of a renamed file, what it was called; of a linked one, another name.
+            public var from: String?
+            /// For a person: from what to what.
+            public var detail: String?
+        }
+
+        public struct Entry: Codable, Sendable {
+            public var commit: String
+            /// ISO 8601: of its last change.
+            public var time: String
+            /// Who made it; nil: a merge of what several nodes made.
+            public var node: String?
+            public var name: String?
+            public var changes: [Change]
+            /// There are more, which are not told.
+            public var isCut: Bool
+        }
+
+        /// Newest first.
+        public var entries: [Entry]
+        /// Where to go on; empty: that was all.
+        public var positions: [Log.Position]
+    }
+
     /// `POST /v1/restore`: paths in the volume, bytes.
     public struct Restore: Codable, Sendable {
         public var path: [UInt8]
@@ -112,6 +161,10 @@ extension Node {
                 let message = try JSONDecoder().decode(
                     ControlMessage.Wait.self, from: Data(request.body))
                 return try encoded(await wait(message))
+            case ("POST", "/v1/log"):
+                let message = try JSONDecoder().decode(
+                    ControlMessage.Log.self, from: Data(request.body))
+                return try encoded(await log(message))
             case ("POST", "/v1/restore"):
                 let message = try JSONDecoder().decode(
                     ControlMessage.Restore.self, from: Data(request.body))

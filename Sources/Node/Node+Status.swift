@@ -109,6 +109,7 @@ extension Node {
         }
         for (code, text) in notices { add(code, text) }
         for problem in timeline.problems { add(problem.code, problem.text) }
+        if let alarm = timeline.massRemoval { add("mass-removal", text(of: alarm)) }
         if let text = gossip.problem { add("peer-refused", text) }
         for (peer, ahead) in mesh.otherClocks {
             add(
@@ -144,6 +145,18 @@ extension Node {
         let amount =
             seconds < 172_800 ? "\(seconds / 60) minutes" : "\(seconds / 86_400) days"
         return amount + (ahead < .zero ? " behind" : " ahead of")
+    }
+
+    /// With the command that undoes it.
+    func text(of alarm: MassRemoval.Alarm) -> String {
+        let command = [
+            "delugefs", "restore", "--root", ShellWord.quoted(Array(root.string.utf8)),
+            ShellWord.quoted(
+                [0x2F] + Array(alarm.path.map(\.bytes).joined(separator: [0x2F]))),
+            "--at", "\(alarm.commit)",
+        ].joined(separator: " ")
+        return
+            "Other nodes removed \(alarm.files) of \(alarm.total) files. If that was a mistake, this undoes it: \(command)"
     }
 
     private func transfers() -> [Status.Transfer] {

@@ -399,8 +399,13 @@ public final class Node: Sendable {
                 applied: { [weak self] in self?.applied($0) },
                 isPinned: { publisher.holds($0) },
                 rank: { mesh.peers.filter { $0.isOnline && $0.node < identity.node }.count },
-                makeRoom: { (try? store.shrinkReserve(leaving: Store.catalogReserveFiles)) == true }
-            ))
+                makeRoom: {
+                    (try? store.shrinkReserve(leaving: Store.catalogReserveFiles)) == true
+                },
+                removedMuch: { [weak self] alarm in
+                    guard let self else { return }
+                    logger.critical("\(text(of: alarm))")
+                }))
         space.start()
         // First of all: what a crash left is known to it before anything from elsewhere is applied.
         try publisher.start()

@@ -98,16 +98,12 @@ private final class Restoration {
             time: Node.iso8601(milliseconds: try node.timeline.history.milliseconds(of: commit)))
     }
 
-    private static func text(_ path: [FileName]) -> String {
-        "/" + path.map(\.description).joined(separator: "/")
-    }
-
     // MARK: The whole
 
     func run(_ path: [FileName], to target: [FileName]?) throws -> ControlMessage.RestoreReply {
         guard let item = try past.item(at: path) else {
             throw NodeError(
-                "There was no \(Self.text(path)) in the volume then (commit \(reply.commit.prefix(12)), \(reply.time)). `delugefs log` shows when there was."
+                "There was no \(Node.text(path)) in the volume then (commit \(reply.commit.prefix(12)), \(reply.time)). `delugefs log` shows when there was."
             )
         }
         if let target {
@@ -119,7 +115,7 @@ private final class Restoration {
         try node.catalog.flush()
         _ = node.timeline.commitNow(until: Date(timeIntervalSinceNow: Node.restorePatience))
         node.logger.notice(
-            "restored \(Self.text(path)) as of \(reply.time): \(reply.made) made, \(reply.changed) changed, \(reply.missing) without content, \(reply.blocked) blocked"
+            "restored \(Node.text(path)) as of \(reply.time): \(reply.made) made, \(reply.changed) changed, \(reply.missing) without content, \(reply.blocked) blocked"
         )
         return reply
     }
@@ -136,7 +132,7 @@ private final class Restoration {
     }
 
     private func restoreElsewhere(_ item: Past.Item, _ target: [FileName]) throws {
-        let text = Self.text(target)
+        let text = Node.text(target)
         guard let name = target.last else {
             throw NodeError("--to must name a new place inside the mount.")
         }
@@ -171,7 +167,7 @@ private final class Restoration {
             if let row = try node.catalog.read({ try $0.find(name, in: ino) }) {
                 guard row.isDirectory else {
                     throw NodeError(
-                        "\(Self.text(here)) is no directory today; restore with --to another place."
+                        "\(Node.text(here)) is no directory today; restore with --to another place."
                     )
                 }
                 ino = row.ino
@@ -179,7 +175,7 @@ private final class Restoration {
             }
             guard let item = try past.item(at: here), case .directory(let directory) = item,
                 let made = try restore([Wanted(path: here, name: name, item: item)], in: ino).first
-            else { throw NodeError("\(Self.text(here)) could not be made again.") }
+            else { throw NodeError("\(Node.text(here)) could not be made again.") }
             unfinished.append((made.ino, directory.record))
             ino = made.ino
         }
@@ -253,7 +249,7 @@ private final class Restoration {
 
     private func fail(_ path: [FileName], _ reason: String) {
         guard reply.failures.count < Self.failuresShownMax else { return }
-        reply.failures.append(.init(path: Self.text(path), reason: reason))
+        reply.failures.append(.init(path: Node.text(path), reason: reason))
     }
 
     /// Runs the body for each item, as many in one operation as fit into its time; after an error
@@ -284,7 +280,7 @@ private final class Restoration {
                 busy = 0
                 tell()
             } catch let error as Errno {
-                _ = restoring.takeEffects()
+                restoring.takeBack()
                 switch error {
                 case .noSpace, .diskQuotaExceeded, .readOnlyFileSystem, .ioError: throw error
                 case .resourceBusy where busy < Self.busyMax:
@@ -315,7 +311,7 @@ private final class Restoration {
 
     private func tell() {
         node.timeline.changed()
-        node.applied(restoring.takeEffects())
+        node.applied(restoring.keep())
     }
 
     // MARK: Content

@@ -22,6 +22,8 @@ final class Timeline: Sendable {
     static let conflictsMax = 500
     /// Commits of ours remembered that peers refuse; of more nobody is told.
     static let refusalsMax = 64
+    /// Rows looked up at once.
+    static let lookedUpMax = 512
     /// Below it are commits of ours that were not valid, by their ids.
     static let rejected = "refs/rejected/"
 
@@ -54,6 +56,7 @@ final class Timeline: Sendable {
         var disputed: Set<ObjectID> = []
         /// Commits of ours that were not valid; nothing that has them is taken in.
         var rejected: Set<ObjectID> = []
+        var massRemoval = MassRemoval()
     }
 
     private let catalog: Catalog
@@ -77,6 +80,8 @@ final class Timeline: Sendable {
         /// The disk is full: false when there is nothing more to give. What is removed frees room
         /// only once a commit says so.
         var makeRoom: @Sendable () -> Bool = { false }
+        /// Other nodes removed most of the volume.
+        var removedMuch: @Sendable (MassRemoval.Alarm) -> Void = { _ in }
     }
 
     init(catalog: Catalog, history: History, node: NodeID, logger: Logger) throws {
@@ -151,6 +156,11 @@ final class Timeline: Sendable {
             break
         }
         return problems
+    }
+
+    /// Other nodes removed most of the volume lately.
+    var massRemoval: MassRemoval.Alarm? {
+        state.withLock { $0.massRemoval.shown(at: Monotonic.milliseconds) }
     }
 
     // MARK: From other threads
@@ -577,10 +587,12 @@ final class Timeline: Sendable {
             from: graph.tree(of: applied), to: graph.tree(of: commit), source: history)
         do {
             let isPinned = hooks.withLock { $0.isPinned }
+            let removal = try removal(in: change)
             let effects = try catalog.apply(change, commit: commit, isPinned: isPinned)
             try catalog.flush()
             hooks.withLock { $0.applied }(effects)
             state.withLock { $0.conflicts = 0 }
+            warn(of: removal, from: applied)
             try update(done)
             try history.setHead(commit)
             return true
@@ -595,5 +607,49 @@ final class Timeline: Sendable {
             state.withLock { $0.headsDue = Monotonic.milliseconds + Self.retryMilliseconds }
             return false
         }
+    }
+
+    // MARK: Removals
+
+    private struct Removal {
+        var files = 0
+        /// The tops of what goes.
+        var paths: [[FileName]] = []
+        /// Files in the volume before.
+        var total = 0
+    }
+
+    /// What a change that is not applied yet removes.
+    private func removal(in change: TreeDifference) throws -> Removal {
+        var removal = Removal(total: Int(catalog.counts.files))
+        let gone = change.records.filter { $0.value == nil }.map(\.key)
+        for part in stride(from: 0, to: gone.count, by: Self.lookedUpMax) {
+            let ids = gone[part..<min(part + Self.lookedUpMax, gone.count)]
+            removal.files += try catalog.read { reader in
+                try ids.count { try reader.inode(id: $0)?.kind == .file }
+            }
+        }
+        guard removal.files > 0 else { return removal }
+        var directories: [LineageID: [FileName]?] = [:]
+        for case (let place, nil) in change.places {
+            if case .some(nil) = change.records[place.directory] { continue }
+            let directory =
+                try directories[place.directory]
+                ?? catalog.read { reader in
+                    try reader.inode(id: place.directory).flatMap { try? reader.path(of: $0.ino) }
+                }
+            directories[place.directory] = .some(directory)
+            if let directory { removal.paths.append(directory + [place.name]) }
+        }
+        return removal
+    }
+
+    private func warn(of removal: Removal, from commit: ObjectID) {
+        let alarm = state.withLock { state in
+            state.massRemoval.removed(
+                removal.files, removal.paths, from: commit, of: removal.total,
+                at: Monotonic.milliseconds)
+        }
+        if let alarm { hooks.withLock { $0.removedMuch }(alarm) }
     }
 }

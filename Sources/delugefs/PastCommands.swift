@@ -1,7 +1,98 @@
 import ArgumentParser
 import FoundationEssentials
+import Glibc
 import Node
 import SystemPackage
+
+/// `delugefs log`
+struct ShowLog: ParsableCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "log",
+        abstract: "Show what happened to a file, a tree or the whole volume, newest first.",
+        discussion: """
+            A file is followed through its renames; PATH need not exist any more. `delugefs restore \
+            PATH --at COMMIT` brings back what a commit shows; what a commit removed is in the one \
+            below it.
+            """)
+
+    @OptionGroup var node: NodeOptions
+
+    @Option(
+        help: ArgumentHelp("Show at most so many commits.", valueName: "n"),
+        transform: { try Arguments.number($0, in: 1...1_000_000) })
+    var limit = 20
+
+    @Flag(help: "Print JSON.")
+    var json = false
+
+    @Argument(
+        help: ArgumentHelp("A file or directory. (default: the whole volume)", valueName: "path"))
+    var path: String?
+
+    /// Changes of one commit that a person is shown.
+    private static let changesMax = 10
+
+    func run() throws {
+        let place =
+            if let path {
+                try node.place(RawArguments.bytes(of: [path])[0], orMissing: true)
+            } else { (root: try node.directory(), path: [UInt8(ascii: "/")]) }
+        let conversation = NodeConversation(root: place.root)
+        var message = ControlMessage.Log(path: place.path, limit: limit, positions: nil)
+        var entries: [ControlMessage.LogReply.Entry] = []
+        var shown = 0
+        repeat {
+            message.limit = limit - shown
+            let reply = try conversation.decoded(
+                ControlMessage.LogReply.self,
+                try conversation.post("/v1/log", message, timeout: .seconds(60)))
+            message.positions = reply.positions
+            shown += reply.entries.count
+            if json { entries += reply.entries } else { reply.entries.forEach(show) }
+        } while shown < limit && message.positions?.isEmpty == false
+        if json {
+            let encoder = JSONEncoder()
+            encoder.outputFormatting = [.prettyPrinted, .sortedKeys, .withoutEscapingSlashes]
+            Terminal.print(
+                bytes: Terminal.visible(json: Array(try encoder.encode(entries)) + [0x0A]))
+        } else if shown == 0 {
+            throw Failure(
+                "Nothing is known of \(Terminal.visible(name: place.path)): it was never in the volume."
+            )
+        }
+    }
+
+    private func show(_ entry: ControlMessage.LogReply.Entry) {
+        let who = entry.name.map { "node \($0)" } ?? "merge"
+        let title = "\(entry.commit.prefix(12))  \(Self.local(entry.time))  \(who)"
+        Terminal.print(Terminal.styled(Terminal.visible(title), .bold))
+        var table = Table()
+        for change in entry.changes.prefix(Self.changesMax) {
+            var what = change.path + (change.isDirectory ? "/" : "")
+            if let from = change.from {
+                what += change.what == "linked" ? ", also \(from)" : " from \(from)"
+            }
+            if let detail = change.detail { what += ": \(detail)" }
+            table.add([change.what, Terminal.visible(what)])
+        }
+        for line in table.lines { Terminal.print(line) }
+        let rest = entry.changes.count - Self.changesMax
+        if rest > 0 || entry.isCut {
+            Terminal.print("  and \(max(1, rest))\(entry.isCut ? " or more" : "") more")
+        }
+    }
+
+    /// In this machine's time zone, as `--at` takes it.
+    private static func local(_ time: String) -> String {
+        guard let date = try? Date(time, strategy: .iso8601) else { return time }
+        var seconds = time_t(date.timeIntervalSince1970)
+        var local = tm()
+        localtime_r(&seconds, &local)
+        var buffer = [CChar](repeating: 0, count: 64)
+        let count = strftime(&buffer, buffer.count, "%Y-%m-%dT%H:%M:%S", &local)
+        return String(decoding: buffer.prefix(count).map { UInt8(bitPattern: $0) }, as: UTF8.self)
+    }
+}
 
 /// `delugefs restore`
 struct Restore: ParsableCommand {
