@@ -193,13 +193,6 @@ extension Timestamp {
             seconds: rest < 0 ? seconds - 1 : seconds,
             nanoseconds: UInt32(rest < 0 ? rest + 1_000_000_000 : rest))
     }
-
-    /// The moment a stamp was given.
-    init(_ stamp: Stamp) {
-        self.init(
-            seconds: Int64(stamp.milliseconds / 1000),
-            nanoseconds: UInt32(stamp.milliseconds % 1000) * 1_000_000)
-    }
 }
 
 extension Stamp {

@@ -134,7 +134,7 @@ extension FileSystem {
         let stride = MemoryLayout<cfuse_forget_one>.stride
         for offset in Swift.stride(from: 0, to: batch.count - stride + 1, by: stride) {
             let one = batch.loadUnaligned(fromByteOffset: offset, as: cfuse_forget_one.self)
-            forget(nodeid: one.nodeid, count: one.nlookup)
+            part(of: one.nodeid).forget(nodeid: one.nodeid, count: one.nlookup)
         }
     }
 }

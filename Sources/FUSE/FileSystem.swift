@@ -21,6 +21,10 @@ public protocol FileSystem: AnyObject, Sendable {
     /// No request will come any more. Called once, after every other method has returned.
     func ended()
 
+    /// Whose methods are called for requests on this node, `forget` among them: a file system may
+    /// consist of parts, each with nodeids of its own. Always the same one for a nodeid.
+    func part(of nodeid: UInt64) -> any FileSystem
+
     func lookup(_ request: RequestHeader, name: [UInt8], reply: consuming Reply)
     func forget(nodeid: UInt64, count: UInt64)
 
@@ -123,6 +127,7 @@ public protocol FileSystem: AnyObject, Sendable {
 extension FileSystem {
     public func initialized(_ features: Features) {}
     public func ended() {}
+    public func part(of nodeid: UInt64) -> any FileSystem { self }
     public func forget(nodeid: UInt64, count: UInt64) {}
 
     public func lookup(_ request: RequestHeader, name: [UInt8], reply: consuming Reply) {

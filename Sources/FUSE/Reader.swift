@@ -169,7 +169,8 @@ struct Reader: ~Copyable {
         }
         switch operation {
         case .forget(let count):
-            session.fileSystem.forget(nodeid: header.nodeid, count: count)
+            session.fileSystem.part(of: header.nodeid)
+                .forget(nodeid: header.nodeid, count: count)
         case .batchForget(let batch):
             session.fileSystem.forget(batch: batch)
         case .interrupt(let unique):
@@ -183,7 +184,8 @@ struct Reader: ~Copyable {
             let ticket = Ticket(
                 connection: session.connection, unique: header.unique, opcode: opcode,
                 epoch: epoch)
-            session.fileSystem.dispatch(operation, header, Reply(ticket))
+            session.fileSystem.part(of: header.nodeid)
+                .dispatch(operation, header, Reply(ticket))
         }
     }
 

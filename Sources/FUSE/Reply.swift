@@ -248,7 +248,13 @@ public struct Reply: ~Copyable, Answering {
     /// its answer no validity.
     public consuming func detach() -> PendingReply {
         isAnswered = true
-        return PendingReply.detach(ticket)
+        return PendingReply.detach(ticket, isKept: ticket.opcode.isAnswerKept)
+    }
+
+    /// As `detach`, for an answer about what never changes: no invalidation waits for it.
+    public consuming func detachUnordered() -> PendingReply {
+        isAnswered = true
+        return PendingReply.detach(ticket, isKept: false)
     }
 }
 
@@ -273,11 +279,12 @@ public final class PendingReply: Answering, Sendable {
         _ = ticket.fail(.ioError)
     }
 
-    static func detach(_ ticket: Ticket) -> PendingReply {
+    /// - Parameter isKept: the kernel may keep the answer, so that invalidations are to come after it.
+    static func detach(_ ticket: Ticket, isKept: Bool) -> PendingReply {
         let connection = ticket.connection
         var detached = ticket
         detached.isDetached = true
-        if !ticket.opcode.isAnswerKept { detached.epoch = nil }
+        if !isKept { detached.epoch = nil }
         let reply = PendingReply(detached)
         switch connection.requests.detach(ticket.unique, reply) {
         case .registered: break

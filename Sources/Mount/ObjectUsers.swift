@@ -2,7 +2,8 @@ import Store
 import Synchronization
 import Volume
 
-/// Which vnodes read the file of an object: the kernel for them, by passthrough, or the daemon. A
+/// Which nodes read the file of an object, those of the past among them: the kernel for them, by
+/// passthrough, or the daemon. A
 /// writer takes the file away from under the readers that the kernel serves (the object's name gets a
 /// copy), so its vnode must be the only one that uses it.
 final class ObjectUsers: Sendable {
@@ -43,9 +44,9 @@ final class ObjectUsers: Sendable {
     // MARK: The daemon
 
     /// To be had before the file is opened.
-    func use(_ root: ContentRoot, for vnode: Vnode) -> ObjectUse {
-        users.withLock { $0[root, default: Users()].uses[vnode.nodeid, default: 0] += 1 }
-        return ObjectUse(root, vnode.nodeid, self)
+    func use(_ root: ContentRoot, for nodeid: UInt64) -> ObjectUse {
+        users.withLock { $0[root, default: Users()].uses[nodeid, default: 0] += 1 }
+        return ObjectUse(root, nodeid, self)
     }
 
     fileprivate func end(_ root: ContentRoot, _ nodeid: UInt64) {

@@ -55,7 +55,7 @@ extension Publisher {
                 guard var staged = vnode.state.staged,
                     let facts = try? store.stagingFacts(staged.name)
                 else { return }
-                staged.seal(extent, facts, users.use(extent.root, for: vnode))
+                staged.seal(extent, facts, users.use(extent.root, for: vnode.nodeid))
                 vnode.state.bytes = .staging(staged)
             }
         }
@@ -85,7 +85,7 @@ extension Publisher {
             guard var map = Overlay(encoded: encoded) else { throw Errno.ioError }
             map.cut(to: facts.size)
             staged.overlay = StagedOverlay(
-                map: map, uses: map.bases.map { users.use($0.root, for: vnode) },
+                map: map, uses: map.bases.map { users.use($0.root, for: vnode.nodeid) },
                 isRowWider: map.encoded != encoded)
         }
         vnode.locked {

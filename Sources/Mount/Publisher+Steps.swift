@@ -356,7 +356,7 @@ extension Publisher {
         // Before the link, which sets the change time, and after which others find the object.
         let facts = try store.stagingFacts(staged.name)
         let extent = object.hashed.extent
-        let use = users.use(extent.root, for: vnode)
+        let use = users.use(extent.root, for: vnode.nodeid)
         if case .passthrough = vnode.state.mode {
             users.add(extent.root, for: vnode.nodeid)
             vnode.state.claimed = extent.root

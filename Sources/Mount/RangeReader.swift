@@ -21,7 +21,29 @@ final class RangeReader: Sendable {
     private let reply: PendingReply
     private let state = Mutex(State())
 
-    init(_ parts: [Part], _ reply: PendingReply) {
+    /// A range over extents some of which may be elsewhere: waits for each part in turn, then
+    /// answers with all of them, because a short answer would read as the end of the file.
+    static func read(
+        _ extents: [ExtentBytes], _ offset: UInt64, _ size: Int, _ request: RequestHeader,
+        _ reply: consuming Reply
+    ) {
+        let (end, overflow) = offset.addingReportingOverflow(UInt64(size))
+        guard !overflow else {
+            reply.error(.invalidArgument)
+            return
+        }
+        let parts = extents.compactMap { part -> Part? in
+            let whole = part.offset..<part.offset + part.extent.length
+            let wanted = whole.clamped(to: offset..<end)
+            guard !wanted.isEmpty else { return nil }
+            return Part(
+                source: part.source,
+                range: wanted.lowerBound - part.offset..<wanted.upperBound - part.offset)
+        }
+        RangeReader(parts, reply.detach()).start(request)
+    }
+
+    private init(_ parts: [Part], _ reply: PendingReply) {
         self.parts = parts
         self.reply = reply
     }

@@ -9,6 +9,10 @@ public protocol RemoteContent: AnyObject, Sendable {
     /// Begins to fetch the extent, or joins a fetch under way.
     func stream(_ extent: Extent) -> any ContentStream
 
+    /// Calls `body` exactly once: whether a disk of the volume has the extent, one that is off
+    /// perhaps. Takes a few seconds at most.
+    func findHolder(of extent: Extent, _ body: @escaping @Sendable (Bool) -> Void)
+
     /// The object's file is about to be written to, and its name has another file of the same
     /// bytes: calls `body` exactly once when nobody reads the old one for peers any more.
     func letGo(of extent: Extent, _ body: @escaping @Sendable () -> Void)

@@ -7,10 +7,6 @@ import Volume
 
 extension VolumeFileSystem {
     public func getattr(_ request: RequestHeader, handle: UInt64?, reply: consuming Reply) {
-        if let attributes = virtual.attributes(request.nodeid) {
-            reply.attributes(attributes, valid: .zero)
-            return
-        }
         do throws(Errno) {
             let (attributes, valid) = try shown(try vnode(request))
             reply.attributes(attributes, valid: valid)

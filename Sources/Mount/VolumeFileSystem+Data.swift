@@ -12,10 +12,6 @@ extension VolumeFileSystem {
     public func read(
         _ request: RequestHeader, handle: UInt64, offset: UInt64, size: Int, reply: consuming Reply
     ) {
-        if let bytes = virtual.read(handle) {
-            reply.data(Array(bytes.dropFirst(Int(clamping: offset)).prefix(size)))
-            return
-        }
         guard let vnode = handles.handle(handle)?.vnode else {
             reply.error(.badFileDescriptor)
             return
@@ -25,9 +21,7 @@ extension VolumeFileSystem {
             case .inline(let bytes):
                 reply.data(Array(bytes.dropFirst(Int(clamping: offset)).prefix(size)))
             case .extents(let extents):
-                let (end, overflow) = offset.addingReportingOverflow(UInt64(size))
-                guard !overflow else { throw .invalidArgument }
-                read(request, extents, offset..<end, reply.detach())
+                RangeReader.read(extents, offset, size, request, reply)
             case .overlay(let overlay):
                 reply.data(try overlay.read(from: offset, size: size))
             case .file(let file):
@@ -35,23 +29,6 @@ extension VolumeFileSystem {
             case nil: throw .badFileDescriptor
             }
         } catch { reply.error(error) }
-    }
-
-    /// A range over extents some of which may be elsewhere: waits for each part in turn, then
-    /// answers with all of them, because a short answer would read as the end of the file.
-    private func read(
-        _ request: RequestHeader, _ extents: [ExtentBytes], _ range: Range<UInt64>,
-        _ reply: PendingReply
-    ) {
-        let parts = extents.compactMap { part -> RangeReader.Part? in
-            let whole = part.offset..<part.offset + part.extent.length
-            let wanted = whole.clamped(to: range)
-            guard !wanted.isEmpty else { return nil }
-            return RangeReader.Part(
-                source: part.source,
-                range: wanted.lowerBound - part.offset..<wanted.upperBound - part.offset)
-        }
-        RangeReader(parts, reply).start(request)
     }
 
     // MARK: Writing

@@ -15,16 +15,12 @@ extension VolumeFileSystem {
     private static let reservedCookies: UInt64 = 2
 
     public func opendir(_ request: RequestHeader, flags: Int32, reply: consuming Reply) {
-        reply.open(0, flags: virtual.has(request.nodeid) ? [] : [.cacheDirectory, .keepCache])
+        reply.open(0, flags: [.cacheDirectory, .keepCache])
     }
 
     public func readdir(
         _ request: RequestHeader, handle: UInt64, offset: UInt64, size: Int, reply: consuming Reply
     ) {
-        if let buffer = virtual.list(request.nodeid, offset: offset, size: size) {
-            reply.directory(buffer)
-            return
-        }
         do throws(Errno) {
             let directory = try vnode(request).ino
             var buffer = DirectoryBuffer(capacity: size)
@@ -54,10 +50,6 @@ extension VolumeFileSystem {
     public func readdirplus(
         _ request: RequestHeader, handle: UInt64, offset: UInt64, size: Int, reply: consuming Reply
     ) {
-        if let buffer = virtual.list(request.nodeid, offset: offset, size: size, plus: true) {
-            reply.directory(buffer)
-            return
-        }
         var buffer = DirectoryBuffer(capacity: size)
         /// Each entry in the answer counts as a lookup.
         var counted: [UInt64] = []

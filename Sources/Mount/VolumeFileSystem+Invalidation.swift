@@ -150,6 +150,7 @@ extension VolumeFileSystem {
     /// Ends the threads that work for requests; the session is over.
     public func drain() {
         preparation.drain()
+        virtual.drain()
         synchronization.drain()
     }
 }

@@ -1,5 +1,4 @@
 import Catalog
-import Logging
 import Store
 import SystemPackage
 import Volume
@@ -15,67 +14,18 @@ extension VolumeFileSystem {
                 throw inode.isDirectory ? .isDirectory : .invalidArgument
             }
             let content = try reader.content(of: vnode.ino)
-            return (
-                inode, content,
-                try content.extents.map { extent throws(Errno) in
-                    try self.isLocal(extent, reader)
-                }
-            )
+            return (inode, content, try contents.areLocal(content.extents, reader))
         }
         switch content {
         case .inline(let bytes): vnode.state.bytes = .inline(bytes)
-        case .extents(let extents): vnode.state.bytes = try located(extents, isLocal, vnode)
+        case .extents(let extents):
+            vnode.state.bytes = try contents.open(extents, isLocal, for: vnode.nodeid)
         }
         vnode.state.version = Version(inode, content)
     }
 
-    private func located(
-        _ extents: [Extent], _ isLocal: [Bool], _ vnode: Vnode
-    ) throws(Errno) -> Bytes {
-        var offset: UInt64 = 0
-        var parts: [ExtentBytes] = []
-        for (extent, isLocal) in zip(extents, isLocal) {
-            let source: ExtentBytes.Source
-            if isLocal, let file = try openObject(extent, for: vnode) {
-                if extents.count == 1 { return .object(extent, file) }
-                source = .local(file)
-            } else {
-                let use = publisher.users.use(extent.root, for: vnode)
-                source = .remote(remote.stream(extent), use)
-            }
-            parts.append(ExtentBytes(extent: extent, offset: offset, source: source))
-            offset += extent.length
-        }
-        return .extents(parts)
-    }
-
-    private func isLocal(_ extent: Extent, _ reader: Reader) throws(Errno) -> Bool {
-        switch try reader.content(extent.root)?.state {
-        case .cached, .stored, .dropping: true
-        default: false
-        }
-    }
-
-    /// nil when it is not on the disk, or not whole, whatever the catalog believed: from now on it
-    /// knows, and the content is fetched like any other.
-    func openObject(
-        _ extent: Extent, for vnode: Vnode
-    ) throws(Errno) -> SharedDescriptor? {
-        let use = publisher.users.use(extent.root, for: vnode)
-        do throws(StoreError) {
-            if let file = try store.openObject(extent.root) {
-                let shared = SharedDescriptor(file, use)
-                if try store.facts(of: file).size == extent.length { return shared }
-                try store.removeObject(extent.root)
-            }
-        } catch { throw error.errno }
-        logger.error(
-            "the object \(extent.root) is not on the disk, or not whole; it is fetched again")
-        try perform("open") { tx throws(Errno) in
-            try tx.setContentState(extent, .absent, at: Monotonic.wallMilliseconds)
-        }
-        remote.isMissing(extent)
-        return nil
+    func openObject(_ extent: Extent, for vnode: Vnode) throws(Errno) -> SharedDescriptor? {
+        try contents.openObject(extent, for: vnode.nodeid)
     }
 
     /// Opens what the daemon needs to answer READ and WRITE. Under the vnode's lock.

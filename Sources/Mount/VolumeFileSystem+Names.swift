@@ -9,8 +9,8 @@ import Volume
 extension VolumeFileSystem {
     public func lookup(_ request: RequestHeader, name: [UInt8], reply: consuming Reply) {
         do throws(Errno) {
-            if let entry = try virtual.lookup(name, in: request) {
-                reply.entry(entry)
+            if request.nodeid == VnodeTable.rootNode, name == VirtualDirectory.name?.bytes {
+                reply.entry(try virtual.top(request))
                 return
             }
             let directory = try vnode(request)
@@ -155,6 +155,8 @@ extension VolumeFileSystem {
     ) {
         do throws(Errno) {
             let directory = try vnode(request)
+            // A name for what is in the past would be one for another file system's file.
+            guard !VirtualDirectory.has(target) else { throw .improperLink }
             let file = try vnode(target)
             let name = try mutableName(name, in: directory)
             let time = vnodes.recorded

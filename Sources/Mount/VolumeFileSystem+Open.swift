@@ -34,10 +34,6 @@ extension VolumeFileSystem {
     ) {
         do throws(Errno) {
             let opening = Opening(flags, killsPrivileges: killPrivileges)
-            if !opening.writes, let handle = virtual.open(request.nodeid) {
-                reply.open(handle, flags: .directIO)
-                return
-            }
             let vnode = try vnode(request)
             vnode.lock()
             defer { vnode.unlock() }
@@ -360,7 +356,6 @@ extension VolumeFileSystem {
     }
 
     func release(_ number: UInt64) {
-        if virtual.close(number) { return }
         guard let handle = handles.remove(number) else { return }
         handle.vnode.locked { close(handle.vnode, writes: handle.writes) }
         unpin(handle.vnode)
@@ -371,6 +366,7 @@ extension VolumeFileSystem {
     public func ended() {
         for handle in handles.open { release(handle) }
         for nodeid in vnodes.known { forget(nodeid: nodeid, count: .max) }
+        virtual.ended()
     }
 
     /// An open whose answer the kernel did not take: RELEASE will not come.

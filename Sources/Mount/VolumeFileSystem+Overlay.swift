@@ -73,7 +73,7 @@ extension VolumeFileSystem {
     ) throws(Errno) -> StagedFile {
         guard !options.isFull() else { throw .noSpace }
         let map = Overlay(over: extents, keeping: keeping)
-        let uses = extents.map { publisher.users.use($0.root, for: vnode) }
+        let uses = extents.map { publisher.users.use($0.root, for: vnode.nodeid) }
         let name = publisher.stagingName(for: vnode.ino)
         do throws(StoreError) {
             let file = SharedDescriptor(try store.createOverlay(name, map))

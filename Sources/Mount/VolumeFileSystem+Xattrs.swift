@@ -4,16 +4,12 @@ import SystemPackage
 import Volume
 
 extension VolumeFileSystem {
-    /// `user.delugefs.` names say what the volume knows of a file; they are not stored.
-    private static let derivedPrefix = Array("user.delugefs.".utf8)
-
     private static let accessControlPrefix = Array("system.posix_acl_".utf8)
 
     public func getxattr(
         _ request: RequestHeader, name: [UInt8], capacity: Int, reply: consuming Reply
     ) {
         do throws(Errno) {
-            guard !virtual.has(request.nodeid) else { throw .noData }
             let vnode = try vnode(request)
             if let value = try derivedXattr(vnode.ino, name) {
                 reply.xattr(value, capacity: capacity)
@@ -28,10 +24,6 @@ extension VolumeFileSystem {
 
     public func listxattr(_ request: RequestHeader, capacity: Int, reply: consuming Reply) {
         do throws(Errno) {
-            guard !virtual.has(request.nodeid) else {
-                reply.xattr([], capacity: capacity)
-                return
-            }
             let vnode = try vnode(request)
             let names = try query("listxattr") { reader throws(Errno) in
                 try reader.xattrNames(vnode.ino)
@@ -94,7 +86,7 @@ extension VolumeFileSystem {
     ]
 
     private func checkWritable(_ name: [UInt8], _ ino: InodeNumber) throws(Errno) {
-        guard name.starts(with: Self.derivedPrefix) else { return }
+        guard name.starts(with: DerivedXattrs.prefix) else { return }
         guard Self.policyNames.contains(name) else { throw .notPermitted }
         let isDirectory = try query("setxattr") { reader throws(Errno) in
             try reader.inode(ino)?.isDirectory
@@ -111,41 +103,11 @@ extension VolumeFileSystem {
 
     /// nil for a name that is stored like any other, or not there.
     private func derivedXattr(_ ino: InodeNumber, _ name: [UInt8]) throws(Errno) -> [UInt8]? {
-        guard name.starts(with: Self.derivedPrefix) else { return nil }
+        guard name.starts(with: DerivedXattrs.prefix) else { return nil }
         let extents = try query("getxattr") { reader throws(Errno) -> [Extent]? in
             guard let inode = try reader.inode(ino), inode.kind == .file else { return nil }
             return try reader.content(of: ino).extents
         }
-        guard let extents else { return nil }
-        let value: String
-        switch String(decoding: name.dropFirst(Self.derivedPrefix.count), as: UTF8.self) {
-        case "root": value = extents.map { "\($0.root)" }.joined(separator: ",")
-        case "holders": value = holders(extents).joined(separator: ",")
-        case "copies.now": value = "\(holders(extents).count)"
-        case "local": value = "\(try localPercent(extents))"
-        default: return nil
-        }
-        return Array(value.utf8)
-    }
-
-    private func localPercent(_ extents: [Extent]) throws(Errno) -> UInt64 {
-        let total = extents.reduce(0) { $0 + $1.length }
-        guard total > 0 else { return 100 }
-        let here = try query("getxattr") { reader throws(Errno) in
-            var here: UInt64 = 0
-            for extent in extents {
-                guard let entry = try reader.content(extent.root) else { continue }
-                switch entry.state {
-                case .cached, .stored, .dropping: here += extent.length
-                case .partial:
-                    let pieces = UInt64(
-                        (entry.verified ?? []).reduce(0) { $0 + $1.nonzeroBitCount })
-                    here += min(extent.length, pieces * extent.pieceBytes)
-                default: break
-                }
-            }
-            return here
-        }
-        return here * 100 / total
+        return try extents.flatMap { extents throws(Errno) in try derived.value(name, of: extents) }
     }
 }

@@ -27,8 +27,6 @@ public final class VolumeFileSystem: FileSystem {
 
     /// How long the kernel may believe names and attributes: every change from elsewhere is pushed.
     static let cacheLifetime = Duration.seconds(3600)
-    /// What disks allocate at least.
-    static let blockBytes: UInt64 = 4096
     /// While a passthrough writer may change size and times behind our back.
     static let writingLifetime = Duration.seconds(1)
 
@@ -42,6 +40,9 @@ public final class VolumeFileSystem: FileSystem {
     let preparation = WorkQueue(name: "prepare", threads: 2)
     /// Runs what an fsync waits for: as many at once as a disk orders well among themselves.
     let synchronization = WorkQueue(name: "fsync", threads: 8)
+    let contents: ContentOpener
+    let failures: FailureLog
+    let derived: DerivedXattrs
     let virtual: VirtualDirectory
     public let publisher: Publisher
     var vnodes: VnodeTable { publisher.vnodes }
@@ -49,8 +50,6 @@ public final class VolumeFileSystem: FileSystem {
     let statistics: @Sendable () -> VolumeStatistics
     /// Called after every change of names, attributes or content.
     let changed: @Sendable () -> Void
-    /// The names of the disks that hold all of these, offline ones too.
-    let holders: @Sendable ([Extent]) -> [String]
     /// The disk can copy a file without copying its bytes.
     let sharesBlocks: Bool
     /// The disk can tell what was written from what was not.
@@ -61,7 +60,8 @@ public final class VolumeFileSystem: FileSystem {
 
     public init(
         catalog: Catalog, store: Store, remote: any RemoteContent, publisher: Publisher,
-        options: Options, logger: Logger, status: @escaping @Sendable () -> [UInt8],
+        options: Options, logger: Logger, past: PastSource,
+        status: @escaping @Sendable () -> [UInt8],
         statistics: @escaping @Sendable () -> VolumeStatistics,
         holders: @escaping @Sendable ([Extent]) -> [String],
         sharesBlocks: Bool, makesOverlays: Bool, changed: @escaping @Sendable () -> Void
@@ -74,17 +74,35 @@ public final class VolumeFileSystem: FileSystem {
         self.logger = logger
         self.statistics = statistics
         self.changed = changed
-        self.holders = holders
         self.sharesBlocks = sharesBlocks
         self.makesOverlays = makesOverlays
-        virtual = VirtualDirectory(status: status)
+        failures = FailureLog(logger: logger)
+        contents = ContentOpener(
+            catalog: catalog, store: store, remote: remote, users: publisher.users,
+            failures: failures)
+        derived = DerivedXattrs(catalog: catalog, failures: failures, holders: holders)
+        virtual = VirtualDirectory(
+            status: status, statistics: statistics,
+            past: PastTree(source: past, owners: options.owners),
+            files: PastFiles(
+                catalog: catalog, remote: remote, users: publisher.users, contents: contents,
+                store: store, failures: failures),
+            derived: derived)
         publisher.setObserver { [weak self] in self?.invalidate($0) }
     }
 
     /// The session that serves this file system; set once it is mounted.
     public var session: Session? {
         get { attached.withLock { $0 } }
-        set { attached.withLock { $0 = newValue } }
+        set {
+            attached.withLock { $0 = newValue }
+            if options.passthrough { virtual.files.attach(newValue) }
+        }
+    }
+
+    /// `.delugefs` is a file system of its own.
+    public func part(of nodeid: UInt64) -> any FileSystem {
+        VirtualDirectory.has(nodeid) ? virtual : self
     }
 
     /// What the kernel may do by itself now.
@@ -97,9 +115,9 @@ public final class VolumeFileSystem: FileSystem {
 
     func vnode(_ request: RequestHeader) throws(Errno) -> Vnode { try vnode(request.nodeid) }
 
-    /// - Throws: EROFS in `.delugefs`, where nothing can be changed; ESTALE.
+    /// - Throws: ESTALE; EROFS in `.delugefs`, of which only changes of two nodes come here.
     func vnode(_ nodeid: UInt64) throws(Errno) -> Vnode {
-        guard !virtual.has(nodeid) else { throw .readOnlyFileSystem }
+        guard !VirtualDirectory.has(nodeid) else { throw .readOnlyFileSystem }
         guard let vnode = vnodes.vnode(nodeid) else { throw .staleNFSFileHandle }
         return vnode
     }
@@ -148,7 +166,7 @@ public final class VolumeFileSystem: FileSystem {
             let isOutdated = vnode.state.recorded > time
             var attributes = catalogAttributes(isOutdated ? newest(inode) : inode)
             if vnode.state.isSuperseded, let version = vnode.state.version {
-                setSize(&attributes, version.content.length)
+                attributes.setSize(version.content.length)
                 attributes.mtime = FUSE.Timestamp(version.modified)
             }
             guard let staged = vnode.state.staged else { return (attributes, Self.cacheLifetime) }
@@ -163,7 +181,7 @@ public final class VolumeFileSystem: FileSystem {
                 if let facts = try? facts(of: staged), !staged.isUntouched(facts) {
                     show(facts, &attributes)
                     // What the changed blocks take says nothing.
-                    if staged.overlay != nil { setSize(&attributes, facts.size) }
+                    if staged.overlay != nil { attributes.setSize(facts.size) }
                 }
                 return (attributes, staged.mayBeMapped ? .zero : Self.writingLifetime)
             }
@@ -188,15 +206,8 @@ public final class VolumeFileSystem: FileSystem {
             atime: FUSE.Timestamp(inode.accessed), mtime: FUSE.Timestamp(inode.modified),
             ctime: FUSE.Timestamp(inode.changed), nlink: inode.linkCount, uid: owner.uid,
             gid: owner.gid, rdev: DeviceNumber.encode(major: inode.major, minor: inode.minor))
-        setSize(&attributes, inode.size)
+        attributes.setSize(inode.size)
         return attributes
-    }
-
-    /// As many blocks as nearly every disk takes for it, so that publishing changes nothing that is
-    /// shown. The row does not know of holes.
-    func setSize(_ attributes: inout Attributes, _ size: UInt64) {
-        attributes.size = size
-        attributes.blocks = (size + Self.blockBytes - 1) / Self.blockBytes * (Self.blockBytes / 512)
     }
 
     private func show(_ file: FileFacts, _ attributes: inout Attributes) {
@@ -210,13 +221,7 @@ public final class VolumeFileSystem: FileSystem {
 
     // MARK: Errors
 
-    /// The one place where errors become errno; what has no better answer is EIO and a log line.
-    func errno(_ error: any Error, _ what: StaticString) -> Errno {
-        if let errno = error as? Errno { return errno }
-        if let error = error as? StoreError { return error.errno }
-        logger.error("\(what) failed", metadata: ["error": "\(error)"])
-        return .ioError
-    }
+    func errno(_ error: any Error, _ what: StaticString) -> Errno { failures.errno(error, what) }
 
     public func forget(nodeid: UInt64, count: UInt64) {
         if let vnode = vnodes.forget(nodeid, count: count) { publisher.reap(vnode) }
@@ -273,5 +278,17 @@ extension Volume.Timestamp {
 extension FUSE.Timestamp {
     init(_ time: Volume.Timestamp) {
         self.init(seconds: time.seconds, nanoseconds: time.nanoseconds)
+    }
+}
+
+extension Attributes {
+    /// What disks allocate at least.
+    private static let blockBytes: UInt64 = 4096
+
+    /// As many blocks as nearly every disk takes for it, so that publishing changes nothing that is
+    /// shown. The row does not know of holes.
+    mutating func setSize(_ size: UInt64) {
+        self.size = size
+        blocks = (size + Self.blockBytes - 1) / Self.blockBytes * (Self.blockBytes / 512)
     }
 }

@@ -57,6 +57,16 @@ final class ContentExchange: RemoteContent, Sendable {
 
     func stream(_ extent: Extent) -> any ContentStream { Interest(fetch(extent)) }
 
+    func findHolder(of extent: Extent, _ body: @escaping @Sendable (Bool) -> Void) {
+        Task {
+            let known = try? await Blocking.run { [catalog] in
+                try catalog.read { try $0.holders(of: extent.root) }
+            }
+            if known?.contains(where: { $0.state != .cloning }) == true { return body(true) }
+            body(await !ask(mesh.peers.filter(\.isOnline), for: extent).isEmpty)
+        }
+    }
+
     func letGo(of extent: Extent, _ body: @escaping @Sendable () -> Void) {
         Task { [swarm] in
             await swarm.unload(extent)

@@ -452,7 +452,7 @@ public final class Node: Sendable {
         options.isFull = { [space] in space.isFull }
         let fileSystem = VolumeFileSystem(
             catalog: catalog, store: store, remote: exchange, publisher: publisher,
-            options: options, logger: logger,
+            options: options, logger: logger, past: past(),
             status: { [weak self] in self.map { $0.statusText() } ?? [] },
             statistics: { [weak self] in self?.statistics() ?? VolumeStatistics() },
             holders: { [weak self] in self?.holderNames($0) ?? [] },

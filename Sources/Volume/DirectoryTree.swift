@@ -71,6 +71,12 @@ public struct DirectoryTree: Sendable {
         try shard.all(source).map { (try Self.name(of: $0), TreeChild($0)) }
     }
 
+    /// How many of its entries are directories; nil when that takes a look at more than this tree.
+    public var subdirectoryCount: Int? {
+        guard case .flat(let entries) = shard.form else { return nil }
+        return entries.count { $0.kind == .tree }
+    }
+
     static let ownName = Array("%dir".utf8)
 
     static func name(of entry: TreeEntry) throws(InvalidTree) -> FileName {

@@ -9,6 +9,13 @@ public struct Timestamp: Hashable, Sendable, Comparable {
         self.nanoseconds = nanoseconds
     }
 
+    /// The moment a stamp was given.
+    public init(_ stamp: Stamp) {
+        self.init(
+            seconds: Int64(stamp.milliseconds / 1000),
+            nanoseconds: UInt32(stamp.milliseconds % 1000) * 1_000_000)
+    }
+
     public static func < (a: Self, b: Self) -> Bool {
         (a.seconds, a.nanoseconds) < (b.seconds, b.nanoseconds)
     }

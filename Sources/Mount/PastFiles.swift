@@ -1,0 +1,203 @@
+import Catalog
+import FUSE
+import Logging
+import Store
+import Synchronization
+import SystemPackage
+import Volume
+
+/// Who has a file of the past open, and what serves it. The content never changes, so that the kernel's
+/// pages of it stay right.
+struct PastFile {
+    var bytes = Bytes.unloaded
+    var mode = IOMode.closed
+    /// The object that it backs by passthrough.
+    var claimed: ContentRoot?
+}
+
+/// Opens, reads and closes files of the past.
+final class PastFiles: Sendable {
+    struct Opened {
+        let flags: OpenFlags
+        let backing: Int32
+    }
+
+    private let catalog: Catalog
+    private let remote: any RemoteContent
+    private let users: ObjectUsers
+    private let contents: ContentOpener
+    private let store: Store
+    private let failures: FailureLog
+    /// Where the kernel may read objects by itself.
+    private let backings = Mutex<Session?>(nil)
+
+    init(
+        catalog: Catalog, remote: any RemoteContent, users: ObjectUsers, contents: ContentOpener,
+        store: Store, failures: FailureLog
+    ) {
+        self.catalog = catalog
+        self.remote = remote
+        self.users = users
+        self.contents = contents
+        self.store = store
+        self.failures = failures
+    }
+
+    func attach(_ session: Session?) { backings.withLock { $0 = session } }
+
+    // MARK: Opening
+
+    /// Calls `proceed` once it is known whether all of the content is still somewhere: with EIO if
+    /// it was given up, at once or on a thread of the finder.
+    func whenFound(
+        _ content: Content, of node: PastNode, _ proceed: @escaping @Sendable (Errno?) -> Void
+    ) throws(Errno) {
+        let extents = content.extents
+        let areLocal: [Bool]
+        do {
+            areLocal = try catalog.read { reader throws(Errno) in
+                try contents.areLocal(extents, reader)
+            }
+        } catch { throw failures.errno(error, "open") }
+        find(zip(extents, areLocal).filter { !$1 }.map(\.0)[...], node, proceed)
+    }
+
+    private func find(
+        _ missing: ArraySlice<Extent>, _ node: PastNode,
+        _ proceed: @escaping @Sendable (Errno?) -> Void
+    ) {
+        guard let extent = missing.first else { return proceed(nil) }
+        remote.findHolder(of: extent) { [self] isHeld in
+            guard isHeld else {
+                failures.logger.warning(
+                    "\(extent.root), \(extent.length) bytes of a file as of commit \(node.state.commit), was given up by every disk: only the history's metadata has it"
+                )
+                return proceed(.ioError)
+            }
+            find(missing.dropFirst(), node, proceed)
+        }
+    }
+
+    /// Counts one more open and chooses its mode. Under the node's lock.
+    func open(_ content: Content, of node: PastNode, _ file: inout PastFile) throws(Errno) -> Opened
+    {
+        if file.mode == .closed {
+            file.bytes = try load(content, node)
+            file.mode =
+                register(node, &file).map { .passthrough(backing: $0, opens: 0) }
+                ?? .cached(opens: 0)
+        }
+        switch file.mode {
+        case .passthrough(let backing, let opens):
+            file.mode = .passthrough(backing: backing, opens: opens + 1)
+            return Opened(flags: [.passthrough, .noFlush], backing: backing)
+        case .cached(let opens):
+            file.mode = .cached(opens: opens + 1)
+            return Opened(flags: [.keepCache, .noFlush], backing: 0)
+        case .closed: preconditionFailure("a mode was chosen above")
+        }
+    }
+
+    private func load(_ content: Content, _ node: PastNode) throws(Errno) -> Bytes {
+        switch content {
+        case .inline(let bytes): return .inline(bytes)
+        case .extents(let extents):
+            let areLocal: [Bool]
+            do {
+                areLocal = try catalog.read { reader throws(Errno) in
+                    try contents.areLocal(extents, reader)
+                }
+            } catch { throw failures.errno(error, "open") }
+            return try contents.open(extents, areLocal, for: node.nodeid)
+        }
+    }
+
+    /// nil when the kernel cannot, or reads that object for another inode.
+    private func register(_ node: PastNode, _ file: inout PastFile) -> Int32? {
+        guard case .object(let extent, let object?) = file.bytes,
+            let session = backings.withLock({ $0 }),
+            session.features.map({ $0.passthrough != .none }) == true,
+            users.claim(extent.root, for: node.nodeid)
+        else { return nil }
+        guard let backing = try? session.openBacking(object.descriptor.rawValue) else {
+            users.release(extent.root, for: node.nodeid)
+            return nil
+        }
+        file.claimed = extent.root
+        file.bytes = .object(extent, nil)
+        return backing
+    }
+
+    func close(_ node: PastNode) {
+        node.file.withLock { close(node, &$0) }
+    }
+
+    /// Under the node's lock.
+    func close(_ node: PastNode, _ file: inout PastFile) {
+        switch file.mode {
+        case .closed: preconditionFailure("more was closed than was open")
+        case .cached(let opens) where opens > 1: file.mode = .cached(opens: opens - 1)
+        case .passthrough(let backing, let opens) where opens > 1:
+            file.mode = .passthrough(backing: backing, opens: opens - 1)
+        case .cached: file = PastFile()
+        case .passthrough(let backing, _):
+            backings.withLock { $0 }?.closeBacking(backing)
+            if let root = file.claimed { users.release(root, for: node.nodeid) }
+            file = PastFile()
+        }
+    }
+
+    // MARK: Reading
+
+    func read(
+        _ node: PastNode, _ request: RequestHeader, offset: UInt64, size: Int,
+        _ reply: consuming Reply
+    ) {
+        switch node.file.withLock({ $0.bytes }) {
+        case .inline(let bytes):
+            reply.data(Array(bytes.dropFirst(Int(clamping: offset)).prefix(size)))
+        case .extents(let extents): RangeReader.read(extents, offset, size, request, reply)
+        case .object(let extent, let known):
+            do throws(Errno) {
+                let file = try object(extent, known, node)
+                reply.data(ofFile: file.descriptor.rawValue, offset: offset, size: size)
+            } catch { reply.error(error) }
+        case .unloaded, .staging: reply.error(.badFileDescriptor)
+        }
+    }
+
+    private func object(
+        _ extent: Extent, _ known: SharedDescriptor?, _ node: PastNode
+    ) throws(Errno) -> SharedDescriptor {
+        if let known { return known }
+        guard let file = try contents.openObject(extent, for: node.nodeid) else { throw .ioError }
+        return file
+    }
+
+    /// SEEK_HOLE and SEEK_DATA.
+    func seek(
+        _ node: PastNode, from offset: UInt64, toHole: Bool, _ reply: consuming Reply
+    ) {
+        do throws(Errno) {
+            switch node.file.withLock({ $0.bytes }) {
+            case .object(let extent, let known):
+                let file = try object(extent, known, node)
+                do throws(StoreError) {
+                    reply.lseek(try store.seek(file.descriptor, from: offset, toHole: toHole))
+                } catch { throw error.errno }
+            case .inline(let bytes):
+                reply.lseek(try Self.seek(UInt64(bytes.count), offset, toHole))
+            case .extents(let extents):
+                let size = extents.reduce(0) { $0 + $1.extent.length }
+                reply.lseek(try Self.seek(size, offset, toHole))
+            case .unloaded, .staging: throw .badFileDescriptor
+            }
+        } catch { reply.error(error) }
+    }
+
+    /// Without a file all counts as data up to the end.
+    static func seek(_ size: UInt64, _ offset: UInt64, _ toHole: Bool) throws(Errno) -> UInt64 {
+        guard offset < size else { throw .noSuchAddressOrDevice }
+        return toHole ? size : offset
+    }
+}
