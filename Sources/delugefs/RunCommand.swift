@@ -23,6 +23,9 @@ struct Run: ParsableCommand {
             1000). ID, NAME, MACHINE: up to 63 letters, digits, '.', '_', '-', of which the first \
             is a letter or digit.
 
+            In the mount, .delugefs/at/TIME/ and .delugefs/at/COMMIT/ are the volume as it was, \
+            read-only: .delugefs/at/2h, .delugefs/at/2026-11-26T14:00; `ls .delugefs/at` names some.
+
             Environment: DELUGEFS_KEY; DELUGEFS_LOG=trace|debug|info|warning|error (default info); \
             NO_COLOR.
             """)

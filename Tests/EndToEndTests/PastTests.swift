@@ -298,6 +298,30 @@ extension EndToEnd {
             }
         }
 
+        @Test("A state that somebody stands in outlives a repack of the history")
+        func repacking() async throws {
+            try await Workshop.open { workshop in
+                let node = try NodeProcess("a", on: try await Network(workshop).host())
+                try await node.create()
+                try await node.sh(
+                    "mkdir -p d/e; echo old >d/e/f; ln d/e/f d/g; for i in {1..40}; do echo $i >d/$i; done"
+                ).succeeded()
+                let commit = try await node.commit()
+                try await node.sh("rm -r d").succeeded()
+                let said = try await node.sh(
+                    """
+                    packs() { find "$2"/history.git/objects/pack -name '*.pack' | wc -l; }
+                    top=$PWD; cd .delugefs/at/$1; most=0
+                    for ((i = 0; i < 500; i++)); do
+                        echo $i >"$top"/file; "$3" wait --root "$2" >&2
+                        now=$(packs "$@"); ((now >= most)) || break; most=$now
+                    done
+                    ((now < most)); cat d/e/f d/g d/40; ls d | wc -l
+                    """, commit, node.root, Machine.binary, timeout: Bounds.transfer)
+                #expect(try said.succeeded().output == "old\nold\n40\n42\n")
+            }
+        }
+
         @Test(
             "A time leads to the state of then, a name that is none to nothing, what is listed to a state"
         )

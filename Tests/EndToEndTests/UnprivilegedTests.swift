@@ -57,6 +57,11 @@ extension EndToEnd {
                 let again = try await host.sh(FileLife.listing, mount, as: Self.nobody)
                 try FileLife.requireEqual(
                     expected.bytes, again.bytes, "The restarted mount of nobody")
+                let past = try await host.sh(
+                    FileLife.listing, node[".delugefs/at/0s"], as: Self.nobody)
+                try FileLife.requireEqual(expected.bytes, past.bytes, "The past of nobody")
+                let root = try await host.sh("ls \(node[".delugefs/at/0s"])")
+                #expect(!root.isSuccess)
                 // A crash leaves a dead mount that its user can recover.
                 try await node.kill9()
                 try await node.start()
