@@ -1,6 +1,7 @@
 /* What the benchmarks time, without an interpreter in the way. Prints one number: a rate per second,
  * bytes where bytes are moved, else operations. Usage:
  *     load create|stat|unlink DIRECTORY COUNT THREADS     (each thread has a directory of its own)
+ *     load fill DIRECTORY COUNT THREADS EACH               (small files, EACH to a directory)
  *     load stat-again DIRECTORY COUNT ROUNDS
  *     load read|write FILE BYTES BLOCK                    (write makes the file)
  *     load rewrite FILE BYTES BLOCK                       (all of a file just written, still open)
@@ -79,6 +80,34 @@ static double in_directories(long threads) {
     return count * threads / (now() - begin);
 }
 
+static long each, threads_filling;
+
+static void *in_many_directories(void *number) {
+    char path[PAGE], text[64];
+    for (long place = (long)number; place < count / each; place += threads_filling) {
+        snprintf(path, sizeof path, "%s/directory-%04ld", directory, place);
+        if (mkdir(path, 0755)) err(1, "%s", path);
+        for (long index = 0; index < each; index++) {
+            snprintf(path, sizeof path, "%s/directory-%04ld/file-%06ld", directory, place, index);
+            int length = snprintf(text, sizeof text, "file %ld of %ld\n", index, place);
+            int file = open(path, O_CREAT | O_EXCL | O_WRONLY, 0644);
+            if (file < 0 || write(file, text, length) != length || close(file)) err(1, "%s", path);
+        }
+    }
+    return NULL;
+}
+
+static double fill_directories(long threads) {
+    pthread_t thread[THREADS_MAX];
+    threads_filling = threads;
+    double begin = now();
+    for (long number = 0; number < threads; number++)
+        if (pthread_create(&thread[number], NULL, in_many_directories, (void *)number))
+            errx(1, "no thread");
+    for (long number = 0; number < threads; number++) pthread_join(thread[number], NULL);
+    return count / (now() - begin);
+}
+
 static double stat_again(long rounds) {
     operation = stat_one;
     in_one_directory((void *)0);
@@ -150,6 +179,10 @@ int main(int argc, char **argv) {
         if (last > THREADS_MAX) errx(2, "at most %d threads", THREADS_MAX);
         operation = *what == 'c' ? create_one : *what == 's' ? stat_one : unlink_one;
         result = in_directories(last);
+    } else if (!strcmp(what, "fill")) {
+        each = argc > 5 ? atol(argv[5]) : 1000;
+        if (last > THREADS_MAX || each < 1) errx(2, "usage: see load.c");
+        result = fill_directories(last);
     } else if (!strcmp(what, "stat-again")) {
         result = stat_again(last);
     } else if (!strcmp(what, "read") || !strcmp(what, "write") || !strcmp(what, "rewrite")) {

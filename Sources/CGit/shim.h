@@ -6,6 +6,7 @@
 #include <git2/sys/mempack.h>
 #include <git2/sys/odb_backend.h>
 #include <git2/sys/repository.h>
+#include <malloc.h>
 #include <zlib.h>
 
 // git_libgit2_opts is variadic, which Swift cannot call: one wrapper for each shape of arguments.
@@ -34,6 +35,12 @@ static inline int cgit_option_search_path(git_config_level_t level, const char *
 
 static inline int cgit_inflate_init(z_stream *stream) {
     return inflateInit(stream);
+}
+
+// <malloc.h> is in no module of Swift's.
+
+static inline void cgit_release_memory(void) {
+    malloc_trim(0);
 }
 
 #endif

@@ -259,7 +259,10 @@ struct Application {
         guard try !isRemovedHere(id) else {
             throw ApplyConflict("inode \(id.rawValue) was removed here and changed elsewhere")
         }
-        guard let found = try transaction.inode(id: id) else { return try insert(record) }
+        guard let found = try transaction.inode(id: id) else {
+            try insert(record)
+            return
+        }
         guard found.kind == record.content.value.body.kind else {
             throw ApplyConflict("inode \(id.rawValue) changed its kind")
         }
@@ -269,13 +272,21 @@ struct Application {
         try write(merged, over: row)
     }
 
-    mutating func insert(_ record: Record) throws {
+    /// `links` and `parent`: of the names that lead to it, what is known already.
+    @discardableResult
+    mutating func insert(
+        _ record: Record, links: UInt32 = 0, parent: InodeNumber? = nil
+    ) throws -> InodeNumber {
         try transaction.observe(record.newestStamp)
         let ino = try freeNumber(for: record)
         var row = Self.row(record, ino: ino)
+        row.linkCount = links
         if record.id == .root {
             row.linkCount = 2
             row.parent = .root
+        } else if row.isDirectory, let parent {
+            row.linkCount = 2
+            row.parent = parent
         }
         try transaction.insert(row)
         try transaction.writeBody(ino, record.content.value.body)
@@ -285,6 +296,7 @@ struct Application {
         }
         transaction.count(nil, row)
         inserted.insert(ino)
+        return ino
     }
 
     private static func row(_ record: Record, ino: InodeNumber) -> InodeRow {
@@ -461,7 +473,7 @@ struct Application {
 
     // MARK: - Places
 
-    private mutating func directory(_ id: LineageID) throws -> InodeNumber? {
+    mutating func directory(_ id: LineageID) throws -> InodeNumber? {
         if let known = directories[id] { return known }
         guard let row = try transaction.inode(id: id), row.isDirectory else { return nil }
         directories[id] = row.ino

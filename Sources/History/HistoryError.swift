@@ -46,7 +46,7 @@ extension HistoryError: CustomStringConvertible {
 /// Must be given the value in the statement after the call: the message is thread-local and the
 /// next call into libgit2 on this thread replaces it. libgit2 1.5 may have none.
 @discardableResult
-func check(_ code: CInt, _ operation: String) throws(HistoryError) -> CInt {
+func check(_ code: CInt, _ operation: @autoclosure () -> String) throws(HistoryError) -> CInt {
     guard code < 0 else { return code }
     let message = git_error_last().flatMap { error in
         error.pointee.message.map { String(cString: $0) }
@@ -57,5 +57,5 @@ func check(_ code: CInt, _ operation: String) throws(HistoryError) -> CInt {
         case GIT_EMISMATCH.rawValue: .malformed
         default: .library
         }
-    throw HistoryError(kind, operation, message ?? "no message", libraryCode: code)
+    throw HistoryError(kind, operation(), message ?? "no message", libraryCode: code)
 }

@@ -186,7 +186,7 @@ extension History {
             read: { try intake.packedTree($0) },
             visit: { key, kind in
                 if kind == .blob { try intake.requireBlob(key) }
-                proven.keys.insert(key)
+                if unrelated == .refused { proven.keys.insert(key) }
             })
         for commit in commits {
             let parents = try commit.parents.map { ObjectKey(try intake.tree(of: $0)) }

@@ -5,6 +5,9 @@ public struct PackFile: Hashable, Sendable {
     /// `pack-<40 hexadecimal digits>.pack`
     public let name: String
     public let bytes: Int
+
+    /// Whether a name that a peer gave is that of a pack.
+    public static func isName(_ name: String) -> Bool { PackFiles.isName(name) }
 }
 
 /// The packs in an `objects/pack` directory.

@@ -42,6 +42,8 @@ struct ClientOutcome: Sendable {
 /// Writes pieces to a file on a thread that may block.
 struct FileSink: Sendable {
     let descriptor: CInt
+    /// Where in the file the body begins.
+    var offset: Int64 = 0
     let files: NIOThreadPool
 
     /// Bytes on their way to the file at a time; beyond, the connection is not read.
@@ -50,13 +52,14 @@ struct FileSink: Sendable {
     func write(_ buffer: ByteBuffer, at offset: Int64, on loop: any EventLoop)
         -> EventLoopFuture<Void>
     {
-        files.runIfActive(eventLoop: loop) {
+        let start = Int(self.offset + offset)
+        return files.runIfActive(eventLoop: loop) {
             var done = 0
             while done < buffer.readableBytes {
                 let step = buffer.withUnsafeReadableBytes {
                     pwrite(
                         descriptor, $0.baseAddress.map { $0 + done }, $0.count - done,
-                        Int(offset) + done)
+                        start + done)
                 }
                 guard step >= 0 || errno == EINTR else {
                     throw PeerError.file("\(IOError(errnoCode: errno, reason: "pwrite"))")

@@ -251,13 +251,14 @@ public final class Mesh: Sendable {
     public func download(
         _ node: NodeID, method: String = "POST", path: String,
         headers: [(name: String, value: String)] = [], body: [UInt8] = [], to descriptor: CInt,
-        timeout: Duration = .seconds(10), replyBytesMax: Int64
+        at offset: Int64 = 0, timeout: Duration = .seconds(10), replyBytesMax: Int64
     ) async throws(PeerError) -> PeerReply {
         let endpoint = try endpoint(of: node)
         do {
             return try await client.download(
                 endpoint, expecting: node, method: method, path: path, headers: headers,
-                body: body, to: descriptor, timeout: timeout, replyBytesMax: replyBytesMax)
+                body: body, to: descriptor, at: offset, timeout: timeout,
+                replyBytesMax: replyBytesMax)
         } catch {
             doubt(node, error)
             throw error

@@ -63,7 +63,7 @@ public final class PeerClient: Sendable {
         return try await perform(call, endpoint, expecting, timeout: timeout)
     }
 
-    /// Like `request`, but the body of a 2xx reply goes into a file, from its beginning.
+    /// Like `request`, but the body of a 2xx reply goes into a file, from `offset` on.
     ///
     /// `timeout` bounds the time to the reply's head; the rest must keep making progress. After an
     /// error the file holds rubbish. The descriptor stays the caller's and must stay open
@@ -72,14 +72,16 @@ public final class PeerClient: Sendable {
     public func download(
         _ endpoint: Endpoint, expecting: NodeID? = nil, method: String = "POST", path: String,
         headers: [(name: String, value: String)] = [], body: [UInt8] = [],
-        to descriptor: CInt, timeout: Duration = .seconds(10), replyBytesMax: Int64
+        to descriptor: CInt, at offset: Int64 = 0, timeout: Duration = .seconds(10),
+        replyBytesMax: Int64
     ) async throws(PeerError) -> PeerReply {
         let window = ClientCall.Window(
             length: configuration.progressWindow.timeAmount,
             bytesMin: configuration.progressBytesMin)
         let call = ClientCall(
             head: Self.head(endpoint, method, path, headers, body), body: ByteBuffer(bytes: body),
-            bytesMax: replyBytesMax, sink: FileSink(descriptor: descriptor, files: threads.files),
+            bytesMax: replyBytesMax,
+            sink: FileSink(descriptor: descriptor, offset: offset, files: threads.files),
             window: window)
         return try await perform(call, endpoint, expecting, timeout: timeout)
     }

@@ -104,17 +104,21 @@ enum Origin {
             }
         }
         // Also for a root whose first start was cut off before it had the volume's state.
-        let deadline = ContinuousClock.now + Node.joinTimeout
+        var deadline = ContinuousClock.now + Node.joinTimeout
         while true {
+            let begin = ContinuousClock.now
             do {
                 return try await join(salvage, mesh, description)
             } catch {
+                // A copy that was under way for long goes on where it was.
+                let isFresh = ContinuousClock.now - begin < Node.joinTimeout
+                if !isFresh { deadline = .now + Node.joinTimeout }
                 guard ContinuousClock.now < deadline else {
                     throw NodeError(
                         "The volume's state could not be fetched: \(error). Start a node of the volume that has it, then this one again."
                     )
                 }
-                logger.debug("joining: \(error)")
+                logger.log(level: isFresh ? .debug : .warning, "joining: \(error)")
                 try await Task.sleep(for: .milliseconds(200))
             }
         }
@@ -156,20 +160,19 @@ enum Origin {
     private static func join(
         _ salvage: Salvage, _ mesh: Mesh, _ description: NodeDescription
     ) async throws -> VolumeSettings {
-        let (catalog, history) = (salvage.catalog, salvage.history)
-        guard
-            let peer = mesh.peers.first(where: { $0.isOnline && $0.hello.head != nil }),
-            let head = peer.hello.head
+        let history = salvage.history
+        guard let peer = mesh.peers.first(where: { $0.isOnline && $0.hello.head != nil })
         else { throw NodeError("no node of the volume is online") }
-        if !history.graph.contains(head) {
-            try await Gossip.fetch(
-                head, from: peer.node, have: [], through: mesh, into: history)
-        }
-        return try await Blocking.run {
-            let settings = try salvage.rebuild(from: head)
-            try catalog.perform { try $0.describe(salvage.node, as: description) }
-            try catalog.flush()
+        let begin = ContinuousClock.now
+        let head = try await Joining(history, from: peer.node, through: mesh).fetch()
+        let fetched = ContinuousClock.now
+        return try await Blocking.alone {
+            let settings = try salvage.rebuild(from: head, describing: description)
             try history.setHead(head)
+            History.releaseMemory()
+            salvage.logger.debug(
+                "joined: history taken in \(fetched - begin), catalog in \(ContinuousClock.now - fetched)"
+            )
             return settings
         }
     }

@@ -10,6 +10,22 @@ enum PeerMessage {
         var have: [String]
     }
 
+    /// `POST /v1/packs`: what a joiner copies, and a head that is whole in it.
+    struct PacksReply: Codable {
+        var head: String
+        var packs: [PackName]
+    }
+    struct PackName: Codable {
+        var name: String
+        var bytes: Int64
+    }
+
+    /// `POST /v1/pack-part`: answered with bytes of the pack from `from` on, perhaps not to its end.
+    struct PackPart: Codable {
+        var name: String
+        var from: Int64
+    }
+
     /// `POST /v1/has-commit`
     struct HasCommit: Codable { var commit: String }
     struct HasCommitReply: Codable { var has: Bool }

@@ -15,7 +15,9 @@ struct PeerService {
         switch path {
         case "/v1/pack", "/v1/clone": 64 << 10
         case "/v1/who-has": 1 << 20
-        case "/v1/has-commit", "/v1/open", "/v1/holders", "/v1/refused": 4096
+        case "/v1/has-commit", "/v1/open", "/v1/holders", "/v1/refused", "/v1/packs",
+            "/v1/pack-part":
+            4096
         default: nil
         }
     }
@@ -24,6 +26,12 @@ struct PeerService {
         do {
             switch request.path {
             case "/v1/pack": return try await node.gossip.pack(decode(request))
+            case "/v1/packs": return try await packs()
+            case "/v1/pack-part":
+                let message: PeerMessage.PackPart = try decode(request)
+                return try await Blocking.run(.packs) { [history = node.timeline.history] in
+                    try Joining.part(message, of: history)
+                }
             case "/v1/has-commit": return try await hasCommit(decode(request))
             case "/v1/refused": return try await refused(decode(request), request.origin)
             case "/v1/open":
@@ -54,6 +62,14 @@ struct PeerService {
 
     private func reply(_ value: some Encodable) throws -> PeerResponse {
         PeerResponse(body: .bytes(Array(try JSONEncoder().encode(value))))
+    }
+
+    private func packs() async throws -> PeerResponse {
+        let reply = try await Blocking.run(.packs) { [timeline = node.timeline] in
+            try Joining.packs(of: timeline.history, head: timeline.announced.first)
+        }
+        guard let reply else { return .refusal(404, "There is nothing to copy here.") }
+        return try self.reply(reply)
     }
 
     private func hasCommit(_ message: PeerMessage.HasCommit) async throws -> PeerResponse {

@@ -35,16 +35,21 @@ struct Salvage {
         return try !history.graph.isAncestor(main, of: applied)
     }
 
-    /// Fills an empty catalog, or goes on with that. Until it is done the catalog has no settings.
-    func rebuild(from head: ObjectID) throws -> VolumeSettings {
-        let tree = try history.graph.tree(of: head)
-        let settings = try VolumeTree(reading: tree, from: history).settings
-        let change = try difference(from: nil, to: tree, source: history)
-        _ = try catalog.apply(change, commit: head) { _ in false }
-        try takeStock(owner: settings.owner)
-        try catalog.perform { try $0.setSettings(settings) }
+    /// Fills an empty catalog, or begins anew. Until it is done the catalog has no settings.
+    ///
+    /// - Parameter description: of this node, if it joins: for its first commit.
+    func rebuild(
+        from head: ObjectID, describing description: NodeDescription? = nil
+    ) throws -> VolumeSettings {
+        let tree = try VolumeTree(reading: history.graph.tree(of: head), from: history)
+        try catalog.load(tree, commit: head, from: history)
+        try takeStock(owner: tree.settings.owner)
+        try catalog.perform { tx in
+            try tx.setSettings(tree.settings)
+            if let description { try tx.describe(node, as: description) }
+        }
         try catalog.flush()
-        return settings
+        return tree.settings
     }
 
     /// The last commit that was made here: `main`, or what a crash kept from becoming it.

@@ -24,6 +24,8 @@ final class Timeline: Sendable {
     static let refusalsMax = 64
     /// Rows looked up at once.
     static let lookedUpMax = 512
+    /// After more changes at once memory is given back to the system.
+    static let changesKeptMax = 5000
     /// Below it are commits of ours that were not valid, by their ids.
     static let rejected = "refs/rejected/"
 
@@ -366,12 +368,14 @@ final class Timeline: Sendable {
     @discardableResult
     private func commit(includingNewborn: Bool = false) throws -> Bool {
         guard try catalog.read({ try $0.isDirty() }) else { return false }
+        let begin = ContinuousClock.now
         try catalog.flush()
         let made = try catalog.snapshot { try write($0, showing: includingNewborn) }
         guard let made else { return false }
         try record(made)
         guard made.isNew else { return false }
         try catalog.flush()
+        defer { logger.debug("committed \(made.commit) in \(ContinuousClock.now - begin)") }
         if state.withLock({ $0.heads == nil }) {
             let heads = HeadConvergence(applied: made.commit, at: now)
             state.withLock { $0.heads = heads }
@@ -422,8 +426,15 @@ final class Timeline: Sendable {
             written.commit = try write(outcome, on: parent, into: &sink)
             written.isNew = true
             batch = sink
+            releaseMemory(after: state.dirty.records.count)
             return written
         }
+    }
+
+    /// Some kilobytes are used for each of many things changed at once, and the allocator would
+    /// keep them.
+    private func releaseMemory(after changes: Int) {
+        if changes > Self.changesKeptMax { History.releaseMemory() }
     }
 
     private func tree(
@@ -583,8 +594,11 @@ final class Timeline: Sendable {
     ) throws -> Bool {
         guard let applied = try catalog.read({ try $0.applied() }) else { return false }
         let graph = history.graph
+        let begin = ContinuousClock.now
         let change = try difference(
             from: graph.tree(of: applied), to: graph.tree(of: commit), source: history)
+        defer { logger.debug("brought rows to \(commit) in \(ContinuousClock.now - begin)") }
+        defer { releaseMemory(after: change.records.count) }
         do {
             let isPinned = hooks.withLock { $0.isPinned }
             let removal = try removal(in: change)
