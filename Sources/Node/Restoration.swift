@@ -11,7 +11,7 @@ import Volume
 // `delugefs restore`: what was at a path becomes again what it was, as an edit of today.
 extension Node {
     /// How long a restore waits for what was closed before to be published and committed.
-    static let restorePatience: TimeInterval = 30
+    static let restorePatience = Duration.seconds(30)
 
     func restore(_ message: ControlMessage.Restore) async throws -> ControlMessage.RestoreReply {
         let path = try Self.names(of: message.path)
@@ -23,7 +23,7 @@ extension Node {
             // From the first look on nothing that may be wanted is given up here.
             collector.hold()
             defer { collector.release() }
-            let deadline = Date(timeIntervalSinceNow: Self.restorePatience)
+            let deadline = ContinuousClock.now + Self.restorePatience
             _ = publisher.settle(until: deadline)
             guard timeline.commitNow(until: deadline) else {
                 throw NodeError(
@@ -113,7 +113,7 @@ private final class Restoration {
         }
         try finishDirectories()
         try node.catalog.flush()
-        _ = node.timeline.commitNow(until: Date(timeIntervalSinceNow: Node.restorePatience))
+        _ = node.timeline.commitNow(until: .now + Node.restorePatience)
         node.logger.notice(
             "restored \(Node.text(path)) as of \(reply.time): \(reply.made) made, \(reply.changed) changed, \(reply.missing) without content, \(reply.blocked) blocked"
         )
@@ -286,7 +286,7 @@ private final class Restoration {
                 case .resourceBusy where busy < Self.busyMax:
                     busy += 1
                     _ = node.timeline.commitNow(
-                        until: Date(timeIntervalSinceNow: Node.restorePatience))
+                        until: .now + Node.restorePatience)
                 case _ where together > 1: together = 1
                 default:
                     failed(items[index], error)
