@@ -39,7 +39,7 @@ public struct CommitTable: CommitGraph {
 
     mutating func insert(_ commit: ObjectID) { known.insert(commit) }
 
-    mutating func formUnion(_ other: CommitTable) { known.formUnion(other.known) }
+    mutating func formUnion(_ others: Set<ObjectID>) { known.formUnion(others) }
 
     public func parents(of commit: ObjectID) throws -> [ObjectID] {
         try self.commit(commit).parents
@@ -107,6 +107,8 @@ struct ContentChange {
     let removed: Set<Body>
     /// Replaced in a file that lives on.
     let replaced: Set<ContentVersion>
+    /// Files that are gone.
+    let ended: Set<LineageID>
 
     init(from old: [LineageID: ContentVersion], to new: [LineageID: ContentVersion]) {
         held = Set(new.values.map(\.body))
@@ -114,5 +116,6 @@ struct ContentChange {
         let gone = old.values.filter { !kept.contains($0.stamp) }
         removed = Set(gone.map(\.body))
         replaced = Set(gone.filter { new[$0.id] != nil })
+        ended = Set(old.keys.filter { new[$0] == nil })
     }
 }

@@ -62,22 +62,25 @@ extension SimulatedNetwork {
 
     mutating func complete(_ node: Int) throws {
         guard presence[node] != .gone, nodes[node].isJoining else { return }
-        // The graph below the adopted head: from whoever has it.
-        let needed = nodes[node].commits.known.reduce(into: Set<ObjectID>()) {
-            $0.formUnion(work.commits[$1]?.parents ?? [])
-        }.subtracting(nodes[node].commits.known)
-        let peer = nodes.indices.first { peer in
-            peer != node && reaches(peer, node) && !nodes[peer].isJoining
-                && needed.isSubset(of: nodes[peer].commits.known)
+        for peer in nodes.indices
+        where peer != node && reaches(peer, node) && !nodes[peer].isJoining {
+            let table = nodes[peer].commits
+            var isComplete = false
+            try attempt(node) { node, _ in isComplete = try node.complete(from: table) }
+            if isComplete { return }
         }
-        guard let peer else { return schedule(.complete(node), after: Self.backfillDelay) }
-        let table = nodes[peer].commits
-        try attempt(node) { node, _ in node.complete(from: table) }
+        schedule(.complete(node), after: Self.backfillDelay)
     }
+
+    /// Until then the head that a joining node adopted may be nowhere else as a whole; who loses that
+    /// has to join anew.
+    private var isAnyoneJoining: Bool { members.contains { nodes[$0].isJoining } }
 
     /// For ever; sometimes after telling all that it has.
     private mutating func leave() throws {
-        guard members.count > Self.membersMin, let node = anyoneUp() else { return }
+        guard members.count > Self.membersMin, !isAnyoneJoining, let node = anyoneUp() else {
+            return
+        }
         if operations.generator.once(in: 2) { try attempt(node) { try $0.commit(at: $1) } }
         presence[node] = .gone
     }
@@ -112,7 +115,7 @@ extension SimulatedNetwork {
 
     /// All that it had is as it was then; the clock is what it is.
     private mutating func restore(_ node: Int) {
-        guard presence[node] != .gone, let backup = backups[node] else { return }
+        guard presence[node] != .gone, !isAnyoneJoining, let backup = backups[node] else { return }
         let skew = nodes[node].skew
         nodes[node] = backup
         nodes[node].skew = skew

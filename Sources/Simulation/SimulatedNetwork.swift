@@ -15,6 +15,8 @@ public struct SimulatedNetwork {
         /// From a write to its commit.
         public var commitDelay = 200
         public var latency = 1...60
+        /// From a head's arrival to what is done about it; what comes meanwhile is done with it.
+        public var settleDelay = 5
         /// One announcement of so many is lost; nil: none.
         public var lossOneIn: Int?
         /// One of so many arrives twice.
@@ -35,20 +37,26 @@ public struct SimulatedNetwork {
 
         public init() {}
 
-        /// All that can go wrong, in proportion to the nodes.
-        public static func rough(nodes: Int, writes: Int) -> Configuration {
+        /// All that can go wrong, in proportion to the nodes; how bad the network is, the seed says.
+        public static func rough(seed: UInt64, nodes: Int, writes: Int) -> Configuration {
+            var generator = SeededGenerator(seed: seed ^ 0xbad)
+            func draw(_ range: ClosedRange<Int>) -> Int {
+                Int.random(in: range, using: &generator)
+            }
             var rough = Configuration()
             rough.nodes = nodes
             rough.writes = writes
-            rough.lossOneIn = 4
-            rough.doubleOneIn = 6
-            rough.latency = 1...900
-            rough.partitions = true
-            rough.joins = 1 + nodes / 12
-            rough.leaves = 1 + nodes / 16
-            rough.crashes = 2 + nodes / 4
-            rough.restores = 1 + nodes / 16
-            rough.clockJumps = 2 + nodes / 8
+            rough.lossOneIn = draw(3...30)
+            rough.doubleOneIn = draw(4...20)
+            rough.latency = 1...draw(20...600)
+            rough.settleDelay = draw(20...100)
+            rough.writeGap = 0...draw(40...300)
+            rough.partitions = draw(0...3) > 0
+            rough.joins = draw(1...2) + nodes / 12
+            rough.leaves = draw(0...2) + nodes / 16
+            rough.crashes = draw(1...3) + nodes / 4
+            rough.restores = draw(0...2) + nodes / 16
+            rough.clockJumps = draw(1...3) + nodes / 8
             return rough
         }
     }
@@ -66,10 +74,8 @@ public struct SimulatedNetwork {
     static let backfillDelay = 700
     /// The catalog's group commit.
     private static let flushDelay = 50
-    /// From a head's arrival to what is done about it; what comes meanwhile is done with it.
-    private static let settleDelay = 5
     /// The simulation must end of itself long before.
-    private static let eventsMax = 4_000_000
+    var eventsMax = 1_000_000
 
     public internal(set) var nodes: [SimulatedNode] = []
     public private(set) var now = 1_700_000_000_000
@@ -84,7 +90,7 @@ public struct SimulatedNetwork {
     let work: SharedWork
     var operations: RandomOperations
     private var events = EventQueue<Event>()
-    private var writesLeft: Int
+    var writesLeft: Int
     /// Faults that are still to come.
     var faultsLeft = 0
     /// Nodes of different groups do not reach each other.
@@ -107,7 +113,7 @@ public struct SimulatedNetwork {
             var node = try SimulatedNode(
                 joining: Self.id(index), skew: skew(), from: nodes[0], at: now, work,
                 mistakes: configuration.mistakes)
-            node.complete(from: nodes[0].commits)
+            _ = try node.complete(from: nodes[0].commits)
             add(node, 0)
         }
         schedule(.write, after: 1)
@@ -169,7 +175,7 @@ public struct SimulatedNetwork {
     /// Runs until the nodes agree after the last write. False: they do not within the limit.
     public mutating func run() throws -> Bool {
         var performed = 0
-        while performed < Self.eventsMax, let next = events.next() {
+        while performed < eventsMax, let next = events.next() {
             if next.time > now, isQuiet {
                 if isAgreed { agreedAt = agreedAt ?? now } else { agreedAt = nil }
                 if isConverged {
@@ -235,7 +241,7 @@ public struct SimulatedNetwork {
         guard reaches(from, to) else { return }
         do {
             try nodes[to].receive(head, from: nodes[from].commits, at: now)
-            wake(to, at: now + Self.settleDelay)
+            wake(to, at: now + configuration.settleDelay)
         } catch is CommitTable.Unknown {
             // The sender joined just now, or lost what it told: it has not got what lies below.
             return

@@ -200,10 +200,16 @@ public struct SimulatedNode {
         durable.heads = heads.announced
     }
 
-    /// The rest of the graph has arrived: from now on this node merges.
-    mutating func complete(from peer: CommitTable) {
-        commits.formUnion(peer)
+    /// What lies below the adopted head has arrived: from now on this node merges.
+    ///
+    /// - Returns: false when the peer has not got all of it.
+    mutating func complete(from peer: CommitTable) throws -> Bool {
+        let parents = commits.known.flatMap { work.commits[$0]?.parents ?? [] }
+        let needed = parents.filter { !commits.known.contains($0) }
+        guard needed.allSatisfy(peer.known.contains) else { return false }
+        for commit in needed { commits.formUnion(try peer.ancestry(of: commit)) }
         isJoining = false
+        return true
     }
 
     /// Performs what convergence asks for.
