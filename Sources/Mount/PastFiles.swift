@@ -7,12 +7,14 @@ import SystemPackage
 import Volume
 
 /// Who has a file of the past open, and what serves it. The content never changes, so that the kernel's
-/// pages of it stay right.
-struct PastFile {
-    var bytes = Bytes.unloaded
-    var mode = IOMode.closed
+/// pages of it stay right. Apart from the node, of which there are many more.
+final class PastFile {
+    var bytes: Bytes
+    var mode = IOMode.cached(opens: 0)
     /// The object that it backs by passthrough.
     var claimed: ContentRoot?
+
+    init(_ bytes: Bytes) { self.bytes = bytes }
 }
 
 /// Opens, reads and closes files of the past.
@@ -79,13 +81,18 @@ final class PastFiles: Sendable {
     }
 
     /// Counts one more open and chooses its mode. Under the node's lock.
-    func open(_ content: Content, of node: PastNode, _ file: inout PastFile) throws(Errno) -> Opened
-    {
-        if file.mode == .closed {
-            file.bytes = try load(content, node)
-            file.mode =
-                register(node, &file).map { .passthrough(backing: $0, opens: 0) }
-                ?? .cached(opens: 0)
+    func open(
+        _ content: Content, of node: PastNode, _ known: inout PastFile?
+    ) throws(Errno) -> Opened {
+        let file: PastFile
+        if let known {
+            file = known
+        } else {
+            file = PastFile(try load(content, node))
+            if let backing = register(node, file) {
+                file.mode = .passthrough(backing: backing, opens: 0)
+            }
+            known = file
         }
         switch file.mode {
         case .passthrough(let backing, let opens):
@@ -94,7 +101,7 @@ final class PastFiles: Sendable {
         case .cached(let opens):
             file.mode = .cached(opens: opens + 1)
             return Opened(flags: [.keepCache, .noFlush], backing: 0)
-        case .closed: preconditionFailure("a mode was chosen above")
+        case .closed: preconditionFailure("what is closed has no state")
         }
     }
 
@@ -113,7 +120,7 @@ final class PastFiles: Sendable {
     }
 
     /// nil when the kernel cannot, or reads that object for another inode.
-    private func register(_ node: PastNode, _ file: inout PastFile) -> Int32? {
+    private func register(_ node: PastNode, _ file: PastFile) -> Int32? {
         guard case .object(let extent, let object?) = file.bytes,
             let session = backings.withLock({ $0 }),
             session.features.map({ $0.passthrough != .none }) == true,
@@ -133,17 +140,17 @@ final class PastFiles: Sendable {
     }
 
     /// Under the node's lock.
-    func close(_ node: PastNode, _ file: inout PastFile) {
+    func close(_ node: PastNode, _ known: inout PastFile?) {
+        guard let file = known else { preconditionFailure("more was closed than was open") }
         switch file.mode {
-        case .closed: preconditionFailure("more was closed than was open")
         case .cached(let opens) where opens > 1: file.mode = .cached(opens: opens - 1)
         case .passthrough(let backing, let opens) where opens > 1:
             file.mode = .passthrough(backing: backing, opens: opens - 1)
-        case .cached: file = PastFile()
+        case .closed, .cached: known = nil
         case .passthrough(let backing, _):
             backings.withLock { $0 }?.closeBacking(backing)
             if let root = file.claimed { users.release(root, for: node.nodeid) }
-            file = PastFile()
+            known = nil
         }
     }
 
@@ -153,7 +160,7 @@ final class PastFiles: Sendable {
         _ node: PastNode, _ request: RequestHeader, offset: UInt64, size: Int,
         _ reply: consuming Reply
     ) {
-        switch node.file.withLock({ $0.bytes }) {
+        switch node.file.withLock({ $0?.bytes ?? .unloaded }) {
         case .inline(let bytes):
             reply.data(Array(bytes.dropFirst(Int(clamping: offset)).prefix(size)))
         case .extents(let extents): RangeReader.read(extents, offset, size, request, reply)
@@ -179,7 +186,7 @@ final class PastFiles: Sendable {
         _ node: PastNode, from offset: UInt64, toHole: Bool, _ reply: consuming Reply
     ) {
         do throws(Errno) {
-            switch node.file.withLock({ $0.bytes }) {
+            switch node.file.withLock({ $0?.bytes ?? .unloaded }) {
             case .object(let extent, let known):
                 let file = try object(extent, known, node)
                 do throws(StoreError) {

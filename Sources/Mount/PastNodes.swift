@@ -52,7 +52,8 @@ final class PastNode: Sendable {
     /// The inode number that `..` shows.
     let parent: UInt64
     /// Held until the answer to an OPEN is written, as a vnode's lock is: the kernel allows one mode.
-    let file = Mutex(PastFile())
+    /// nil while nobody has it open.
+    let file = Mutex<PastFile?>(nil)
 
     init(nodeid: UInt64, _ inode: PastInode, in state: PastState, parent: UInt64) {
         self.nodeid = nodeid

@@ -348,7 +348,7 @@ extension EndToEnd {
                     test .delugefs/at/$1 -ef .delugefs/at/${1:0:12}; test .delugefs/at/$1 -ef .delugefs/at/@$3
                     test "$(cat .delugefs/at/0s/d/f)" = two; test .delugefs/at/$2 -ef .delugefs/at/0s
                     ls .delugefs/at | grep -q Z
-                    for s in .delugefs/at/*; do ls -d $s/f; done
+                    for s in .delugefs/at/*; do ls -d $s/.; done
                     df .delugefs/at/$1; stat -f .delugefs
                     """, commit, later, time
                 ).succeeded()

@@ -255,6 +255,14 @@ struct ReplyTests {
         read.empty()
     }
 
+    @Test func invalidationsDoNotWaitForAnswersAboutWhatNeverChanges() {
+        let requests = wire.connection.requests
+        let lookup = wire.reply(.lookup, unique: 2).detachUnordered()
+        #expect(requests.afterCurrent {} == .due)
+        lookup.error(.noSuchFileOrDirectory)
+        #expect(wire.nextPacket()?.error == -ENOENT)
+    }
+
     @Test func workWaitsForItsOwnEpochOnly() {
         let requests = RequestTable()
         let (first, second) = (requests.enter(), requests.enter())
