@@ -173,6 +173,14 @@ final class PastFiles: Sendable {
         }
     }
 
+    /// nil for what is no whole object on this disk.
+    func object(of node: PastNode) -> (SharedDescriptor, Extent)? {
+        guard case .object(let extent, let known) = node.file.withLock({ $0?.bytes ?? .unloaded }),
+            let file = try? object(extent, known, node)
+        else { return nil }
+        return (file, extent)
+    }
+
     private func object(
         _ extent: Extent, _ known: SharedDescriptor?, _ node: PastNode
     ) throws(Errno) -> SharedDescriptor {

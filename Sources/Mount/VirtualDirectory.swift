@@ -33,6 +33,11 @@ final class VirtualDirectory: FileSystem {
         case directory(PastNode, PastListing)
     }
 
+    typealias Copy =
+        @Sendable (
+            SharedDescriptor, Extent, RequestHeader, CopyRequest, consuming Reply
+        ) -> Void
+
     private struct Open {
         var handles: [UInt64: Handle] = [:]
         var next: UInt64 = 1
@@ -46,6 +51,8 @@ final class VirtualDirectory: FileSystem {
     /// Runs whatever reads the history: its packs may be cold.
     let queue = WorkQueue(name: "past", threads: 2)
     private let open = Mutex(Open())
+    /// Copies an object into a file of the volume.
+    let copying = Mutex<Copy?>(nil)
     private let status: @Sendable () -> [UInt8]
     private let statistics: @Sendable () -> VolumeStatistics
     private let user = geteuid()
@@ -275,8 +282,4 @@ final class VirtualDirectory: FileSystem {
         reply: consuming Reply
     ) { reply.error(.readOnlyFileSystem) }
 
-    /// The kernel copies by reading and writing.
-    func copyFileRange(_ request: RequestHeader, _ copy: CopyRequest, reply: consuming Reply) {
-        reply.error(.improperLink)
-    }
 }

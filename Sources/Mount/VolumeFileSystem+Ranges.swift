@@ -75,6 +75,17 @@ extension VolumeFileSystem {
             guard case .file(let file) = try self.source(of: source.vnode) else {
                 throw .improperLink
             }
+            let model = source.vnode.locked { source.vnode.state.object }
+            self.copy(from: file, model, request, copy, reply)
+        } catch { reply.error(error) }
+    }
+
+    /// - Parameter model: the object that the source is, as far as anybody knows.
+    func copy(
+        from source: SharedDescriptor, _ model: Extent?, _ request: RequestHeader,
+        _ copy: CopyRequest, _ reply: consuming Reply
+    ) {
+        do throws(Errno) {
             let (vnode, target) = try writableFile(copy.targetHandle)
             guard vnode.locked({ vnode.state.staged?.overlay == nil }) else { throw .improperLink }
             let limit = sharesBlocks ? Self.sharedBytesMax : Self.copiedBytesMax
@@ -82,7 +93,6 @@ extension VolumeFileSystem {
             guard Self.fits(copy.targetOffset, length) else { throw .fileTooLarge }
             try dropPrivileges(vnode, Self.droppedByWrite(of: request))
             if copy.offset == 0, copy.targetOffset == 0 {
-                let model = source.vnode.locked { source.vnode.state.object }
                 vnode.locked { vnode.state.noteCopy(of: model) }
             }
             let pending = reply.detach()
@@ -90,7 +100,7 @@ extension VolumeFileSystem {
                 do throws(StoreError) {
                     pending.written(
                         try self.store.copySome(
-                            from: file.descriptor, at: copy.offset, to: target.descriptor,
+                            from: source.descriptor, at: copy.offset, to: target.descriptor,
                             at: copy.targetOffset, length: length))
                 } catch { pending.error(error.errno) }
             }

@@ -88,6 +88,15 @@ public final class VolumeFileSystem: FileSystem {
                 catalog: catalog, remote: remote, users: publisher.users, contents: contents,
                 store: store, failures: failures),
             derived: derived)
+        virtual.copying.withLock {
+            $0 = { [weak self] source, object, request, copy, reply in
+                guard let self else {
+                    reply.error(.ioError)
+                    return
+                }
+                self.copy(from: source, object, request, copy, reply)
+            }
+        }
         publisher.setObserver { [weak self] in self?.invalidate($0) }
     }
 
