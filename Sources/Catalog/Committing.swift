@@ -118,8 +118,15 @@ extension Transaction {
 
     /// The commit that the rows represent, for a node that starts from somebody's commit.
     public func setApplied(_ commit: ObjectID?) throws(Errno) {
+        if let before = try applied(), before != commit {
+            let past = try meta(MetaKey.past.rawValue) ?? []
+            try setMeta(.past, before.bytes + past.prefix(20 * (Self.pastMax - 1)))
+        }
         try setMeta(.applied, commit?.bytes)
     }
+
+    /// Commits remembered: of changes while others were out of reach more than so many are rare.
+    private static let pastMax = 64
 
     /// A commit of the state that `dirtyState` was taken from is durable: it is what the rows represent
     /// now. Marks of later changes stay, and those of what the commit left out.

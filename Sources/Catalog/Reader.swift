@@ -314,6 +314,14 @@ public class Reader {
         try meta(MetaKey.applied.rawValue).flatMap { ObjectID(bytes: $0) }
     }
 
+    /// The commits that were applied before, latest first: for a history that has lost the latest.
+    public func past() throws(Errno) -> [ObjectID] {
+        let bytes = try meta(MetaKey.past.rawValue) ?? []
+        return stride(from: 0, to: bytes.count, by: 20).compactMap {
+            ObjectID(bytes: Array(bytes[$0...].prefix(20)))
+        }
+    }
+
     /// A record as commits have it; nil for what is linked nowhere.
     public func volumeRecord(_ id: LineageID) throws(Errno) -> Record? {
         guard let inode = try inode(id: id), inode.isLinked else { return nil }
@@ -334,6 +342,7 @@ public class Reader {
 /// The catalog's own keys; callers' keys must not begin with `catalog.`.
 enum MetaKey: String {
     case applied = "catalog.applied"
+    case past = "catalog.past"
     case settings = "catalog.settings"
     case horizon = "catalog.horizon"
     /// Milliseconds below which this node's clock has given no stamp that it may not repeat.

@@ -10,10 +10,14 @@ public import Volume
 /// file of ours. It is never trusted for what is here: only the commits that the references reach
 /// are taken from it, and what they name is read. Losing it costs time alone.
 extension History {
+    static let graphFile = "delugefs-graph"
+
     func loadGraph() throws {
-        let file = path.appending("delugefs-graph")
+        let file = path.appending(Self.graphFile)
         let saved = try Files.read(file).flatMap { CommitTable(decoding: $0) } ?? CommitTable()
         let heads = try references.list("refs/").values.sorted()
+        // The list passes over a file that is no reference.
+        _ = try head()
         for head in heads {
             guard try commit(head) != nil else {
                 throw HistoryError(.incomplete, "open", "commit \(head) is missing")
@@ -30,15 +34,14 @@ extension History {
     }
 
     /// Takes a commit that was written here into the graph although no reference names it: a crash
-    /// came before the reference moved. Throws `incomplete` if it is not here.
+    /// came before the reference moved. Throws `incomplete` unless it is here with all it needs.
     public func restore(_ id: ObjectID) throws {
-        guard try commit(id) != nil else {
+        var whole = table.withLock(\.self)
+        try addWhole([id], to: &whole)
+        guard whole.number(of: ObjectKey(id)) != nil else {
             throw HistoryError(.incomplete, "restore", "commit \(id) is missing")
         }
-        try table.withLock { table in
-            var unsaved = 0
-            try adopt(ObjectKey(id), CommitTable(), into: &table, &unsaved)
-        }
+        table.withLock { [whole] in $0 = whole }
     }
 
     /// Puts a commit and all before it into the table.

@@ -91,11 +91,11 @@ struct PackFiles: Sendable {
         let target = PackFiles(directory: quarantine)
         do {
             let restored = try Indexer.index(path(name), into: quarantine)
-            try Files.remove(path(name))
             try takeOver(restored, from: target)
+            if restored != name { try Files.remove(path(name)) }
         } catch let error as HistoryError where error.code != .noSpace && error.code != .system {
-            // It never became whole; nothing can refer to it.
-            try Files.remove(path(name))
+            // Perhaps it never became whole. Neither libgit2 nor Git sees it by this name.
+            try Files.rename(path(name), to: directory.appending(name + ".unusable"))
         }
     }
 }

@@ -6,7 +6,7 @@ import Volume
 /// Reads a received pack from end to end before libgit2 does, to bound what unpacking it takes.
 ///
 /// libgit2's indexer holds whole delta results in memory and believes the sizes they declare; a few
-/// kilobytes could ask for gigabytes. Here nothing is kept but one small buffer. The sum is bounded
+/// kilobytes could ask for gigabytes. Here nothing is kept but two small buffers. The sum is bounded
 /// by zlib alone, a thousandfold: any lower bound would refuse some valid commit for ever. What
 /// the objects are and whether the checksums hold is the indexer's business.
 struct PackScan {
@@ -15,8 +15,17 @@ struct PackScan {
     /// Two sizes of at most ten bytes each stand at the start of a delta.
     private static let deltaHeaderBytes = 20
 
-    private let pack: UnsafeRawBufferPointer
+    private static let bufferBytes = 64 << 10
+
+    private let file: FileDescriptor
+    /// Where the objects end and the checksum begins.
+    private let end: Int
     private var at = headerBytes
+    /// A stretch of the file, from `inputStart` on. Not mapped: a sector that cannot be read would be
+    /// SIGBUS.
+    private let input: UnsafeMutableRawBufferPointer
+    private var inputStart = 0
+    private var inputCount = 0
     private let scratch: UnsafeMutableRawBufferPointer
 
     /// The number of objects. Throws `malformed` or `tooLarge`.
@@ -28,34 +37,53 @@ struct PackScan {
             throw HistoryError(.tooLarge, "scan pack", "\(size) bytes")
         }
         guard size >= headerBytes + trailerBytes else { throw malformed("too short") }
-        // The file is ours alone, so that it cannot shrink under the mapping.
-        guard let start = mmap(nil, size, PROT_READ, MAP_PRIVATE, file.rawValue, 0),
-            start != MAP_FAILED
-        else { throw Files.failure("map pack", path) }
-        defer { munmap(start, size) }
-        return try withUnsafeTemporaryAllocation(byteCount: 64 << 10, alignment: 16) { scratch in
-            var scan = PackScan(
-                pack: UnsafeRawBufferPointer(start: start, count: size), scratch: scratch)
-            return try scan.run()
+        return try withUnsafeTemporaryAllocation(byteCount: bufferBytes, alignment: 16) { input in
+            try withUnsafeTemporaryAllocation(byteCount: bufferBytes, alignment: 16) { scratch in
+                var scan = PackScan(
+                    file: file, end: size - trailerBytes, input: input, scratch: scratch)
+                return try scan.run()
+            }
         }
     }
 
-    private init(pack: UnsafeRawBufferPointer, scratch: UnsafeMutableRawBufferPointer) {
-        self.pack = pack
+    private init(
+        file: FileDescriptor, end: Int, input: UnsafeMutableRawBufferPointer,
+        scratch: UnsafeMutableRawBufferPointer
+    ) {
+        self.file = file
+        self.end = end
+        self.input = input
         self.scratch = scratch
+    }
+
+    /// What of the file stands at `place` and after it, at least one byte.
+    private mutating func bytes(at place: Int) throws -> UnsafeRawBufferPointer {
+        guard place < end else { throw Self.malformed("cut short") }
+        if place < inputStart || place >= inputStart + inputCount {
+            inputStart = place
+            inputCount = try file.read(
+                fromAbsoluteOffset: Int64(place),
+                into: UnsafeMutableRawBufferPointer(
+                    rebasing: input.prefix(min(input.count, end - place))))
+            guard inputCount > 0 else { throw Self.malformed("cut short") }
+        }
+        return UnsafeRawBufferPointer(
+            rebasing: input[(place - inputStart)..<inputCount])
     }
 
     private static func malformed(_ reason: String) -> HistoryError {
         HistoryError(.malformed, "scan pack", reason)
     }
 
-    private var end: Int { pack.count - Self.trailerBytes }
-
     private mutating func run() throws -> Int {
-        func word(_ offset: Int) -> Int {
-            Int(UInt32(bigEndian: pack.loadUnaligned(fromByteOffset: offset, as: UInt32.self)))
+        var header = [UInt8](repeating: 0, count: Self.headerBytes)
+        let read = try header.withUnsafeMutableBytes {
+            try file.read(fromAbsoluteOffset: 0, into: $0)
         }
-        guard pack.starts(with: "PACK".utf8), word(4) == 2 else {
+        func word(_ offset: Int) -> Int {
+            header[offset...].prefix(4).reduce(0) { $0 << 8 | Int($1) }
+        }
+        guard read == header.count, header.starts(with: "PACK".utf8), word(4) == 2 else {
             throw Self.malformed("not a pack of version 2")
         }
         let count = word(8)
@@ -73,9 +101,9 @@ struct PackScan {
     }
 
     private mutating func byte() throws -> UInt8 {
-        guard at < end else { throw Self.malformed("cut short") }
-        defer { at += 1 }
-        return pack[at]
+        let byte = try bytes(at: at)[0]
+        at += 1
+        return byte
     }
 
     private mutating func object(_ stream: inout z_stream) throws {
@@ -119,7 +147,9 @@ struct PackScan {
         var start: [UInt8] = []
         var total = 0
         while true {
-            let rest = UnsafeRawBufferPointer(rebasing: pack[at..<end])
+            // At the end there may still be something to come out.
+            let rest =
+                at < end ? try bytes(at: at) : UnsafeRawBufferPointer(start: nil, count: 0)
             // zlib does not write to its input, though the type would let it.
             stream.next_in = UnsafeMutablePointer(
                 mutating: rest.baseAddress?.assumingMemoryBound(to: UInt8.self))

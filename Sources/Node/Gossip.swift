@@ -32,6 +32,9 @@ final class Gossip: Sendable {
     /// Heads that were refused, so that they are not fetched every time.
     private let refused = Mutex<[ObjectID: Refusal]>([:])
 
+    /// Those that were asked for the commit that is missing here, and do not have it.
+    private let lacking = Mutex<Set<NodeID>>([])
+
     private struct Refusal {
         var reason: String
         /// Nil: for good, the commit itself is not valid.
@@ -64,6 +67,19 @@ final class Gossip: Sendable {
         }
     }
 
+    /// Asks who is online for a commit that is missing here; true: all of them are known not to have
+    /// it, and what they have is here.
+    func isGone(_ commit: ObjectID) -> Bool {
+        let online = mesh.peers.filter { $0.isOnline && $0.hello.head != nil }
+        let lacking = lacking.withLock(\.self)
+        for peer in online where !lacking.contains(peer.node) { pull(commit, from: peer.node) }
+        return !online.isEmpty
+            && online.allSatisfy { peer in
+                lacking.contains(peer.node)
+                    && peer.hello.head.map { history.graph.contains($0) } == true
+            }
+    }
+
     private func pull(_ head: ObjectID, from node: NodeID) {
         let isRefused = refused.withLock { refused in
             guard let refusal = refused[head] else { return false }
@@ -87,6 +103,8 @@ final class Gossip: Sendable {
             {
                 refuse(head, of: node, "\(error)", until: .now + Self.refusedPackPause)
                 await tell([node], head, "\(error)")
+            } catch PeerError.status(404, _) where head == timeline.missing {
+                lacking.withLock { _ = $0.insert(node) }
             } catch { logger.warning("fetching commit \(head) from node \(node): \(error)") }
             _ = pulling.withLock { $0.remove(head) }
         }
@@ -189,9 +207,13 @@ final class Gossip: Sendable {
         }
         let name = "out-\(UInt64.random(in: .min ... .max))"
         let path = history.path.removingLastComponent().appending("tmp/\(name)")
-        return try await Blocking.run(.packs) { [history] in
+        return try await Blocking.run(.packs) { [history, timeline] in
             defer { unlink(path.string) }
-            let size = try history.pack(wanted: want, have: have, into: path)
+            let size: Int
+            do { size = try history.pack(wanted: want, have: have, into: path) } catch {
+                timeline.suspect(error)
+                throw error
+            }
             guard size > 0 else { return .refusal(410, "There is nothing to send.") }
             let file = try FileDescriptor.open(path, .readOnly, options: .closeOnExec)
             return PeerResponse(

@@ -196,21 +196,13 @@ public final class Node: Sendable {
                 root: root.path.string, volume: file.volume, node: file.node, name: file.name,
                 fileSystem: facts.uuid, place: RootDirectory.place(root.path)))
 
-        let history = try Node.openHistory(root.path)
-        let opened = try Node.openCatalog(root.path, identity.node, store, history, link, logger)
-        catalog = opened.catalog
-        if let notice = opened.notice {
-            running.withLock { $0.notices["catalog-rebuilt"] = notice }
-        }
-        let joined = try await Origin.adopt(
-            origin, configuration,
-            Salvage(
-                root: root.path, catalog: catalog, history: history, store: store,
-                node: identity.node, name: file.name, logger: logger), mesh, file)
-        settings = joined
+        let state = try DurableState(root.path, identity.node, file.name, store, link, logger)
+        catalog = state.catalog
+        running.withLock { $0.notices = state.notices }
+        settings = try await Origin.adopt(origin, configuration, state.salvage, mesh, file)
         timeline = try Timeline(
-            catalog: catalog, history: history, node: identity.node, logger: logger)
-        let swarm = try Node.startSwarm(configuration, joined, membership, mesh.port)
+            catalog: catalog, history: state.history, node: identity.node, logger: logger)
+        let swarm = try Node.startSwarm(configuration, settings, membership, mesh.port)
         self.swarm = swarm
         let logs = try HolderLogs(
             catalog: catalog, identity: identity, capacity: capacityBytes, logger: logger)
@@ -220,14 +212,13 @@ public final class Node: Sendable {
             arrived: { extent, state in link.node?.arrived(extent, state) },
             gaveUp: { extent in link.node?.gaveUp(extent) })
         collector = Collector(
-            catalog: catalog, store: store, history: history, mesh: mesh, exchange: exchange,
+            catalog: catalog, store: store, history: state.history, mesh: mesh, exchange: exchange,
             node: identity.node, diskBytes: facts.capacityBytes, logger: logger,
             surroundings: Collector.Surroundings(
                 isFull: { [space] in space.isFull },
                 note: { extent in try logs.note([extent]) { mesh.pokeAll() } }))
-        gossip = Gossip(
-            mesh: mesh, timeline: timeline, logger: logger)
-        let (copies, machine, capacity) = (joined.copies, file.machine, capacityBytes)
+        gossip = Gossip(mesh: mesh, timeline: timeline, logger: logger)
+        let (copies, machine, capacity) = (settings.copies, file.machine, capacityBytes)
         let grace = configuration.graceSeconds
         replicator = Replicator(
             catalog: catalog, mesh: mesh, node: identity.node, logger: logger,
@@ -275,86 +266,6 @@ public final class Node: Sendable {
         }
     }
 
-    /// - Returns: with what the owner has to know of it.
-    private static func openCatalog(
-        _ root: FilePath, _ node: NodeID, _ store: Store, _ history: History, _ link: MeshLink,
-        _ logger: Logger
-    ) throws -> (catalog: Catalog, notice: String?) {
-        let options = catalogOptions(node, store, link, logger)
-        let path = root.appending("catalog.sqlite")
-        do {
-            let hasHistory = try history.head() != nil
-            var reason: String?
-            if hasHistory, FileStatus(path) == nil {
-                reason = "it is not there"
-            } else {
-                do {
-                    let catalog = try Catalog.open(path, options: options)
-                    let isFilled = try catalog.read { try $0.settings() != nil }
-                    let isCommitted = try catalog.read { try $0.applied() != nil }
-                    if !hasHistory || isFilled && isCommitted { return (catalog, nil) }
-                    reason = isFilled ? "it is older than the first commit" : "it is empty"
-                    catalog.close()
-                } catch let damage as CatalogDamage { reason = damage.description }
-            }
-            let parts = ["", "-wal", "-redo", "-damaged"].map { "catalog.sqlite" + $0 }
-            let place = try Damaged.setAside(parts, of: root)
-            let text =
-                "The catalog of this disk was lost or damaged (\(reason ?? "")) and was made anew from the history: what was changed in the last moment before may be missing."
-                + (place.map { " What was there is in \($0)." } ?? "")
-            logger.error("\(text)")
-            return (try Catalog.open(path, options: options), text)
-        } catch { throw NodeError("The catalog of \(root) cannot be opened: \(error)") }
-    }
-
-    private static func catalogOptions(
-        _ node: NodeID, _ store: Store, _ link: MeshLink, _ logger: Logger
-    ) -> Catalog.Options {
-        var options = Catalog.Options(node: node)
-        options.log = { logger.warning("catalog: \($0)") }
-        options.own = { Store.own($0, of: $1) }
-        options.beforeDurable = {
-            let failures = store.synchronizeOwed()
-            guard !failures.isEmpty else { return nil }
-            for (name, error) in failures {
-                logger.error(
-                    "staging/\(name), which is being written, could not be synced: \(error)")
-            }
-            // The row has the older bytes until the file is published, which a power cut or the kernel
-            // may have left with neither. (What a rename displaced has no row any more: as on any
-            // disk that fails, it is the new file or nothing.)
-            return { tx in
-                for name in failures.keys {
-                    guard var row = try tx.staging(of: name.ino), row.name == "\(name)" else {
-                        continue
-                    }
-                    row.doubt()
-                    try tx.setStaging(row)
-                }
-            }
-        }
-        options.makeRoom = { (try? store.shrinkReserve()) == true }
-        options.onFailure = {
-            logger.critical(
-                "the catalog could not be written; the volume is read-only here until the node was restarted"
-            )
-            link.node?.running.withLock { $0.mount?.fileSystem }?.catalogFailed()
-        }
-        options.onDamage = { reason in
-            logger.critical("the catalog is damaged: \(reason)")
-            link.damaged.withLock { $0 = reason }
-        }
-        return options
-    }
-
-    private static func openHistory(_ root: FilePath) throws -> History {
-        let path = root.appending("history.git")
-        do {
-            return RootDirectory.isDirectory(path)
-                ? try History.open(path) : try History.create(path)
-        } catch { throw NodeError("The history of \(root) cannot be opened: \(error)") }
-    }
-
     private static func startSwarm(
         _ configuration: Configuration, _ settings: VolumeSettings, _ membership: Membership,
         _ apiPort: Int
@@ -393,12 +304,14 @@ public final class Node: Sendable {
     private func begin(_ mountPoint: (FilePath, isMissing: Bool)?) async throws {
         let (timeline, mesh, publisher, identity) = (timeline, mesh, publisher, identity)
         let store = store
+        let gossip = gossip
         timeline.setHooks(
             Timeline.Hooks(
                 announce: { mesh.pokeAll() },
                 applied: { [weak self] in self?.applied($0) },
                 isPinned: { publisher.holds($0) },
                 rank: { mesh.peers.filter { $0.isOnline && $0.node < identity.node }.count },
+                isGone: { gossip.isGone($0) },
                 makeRoom: {
                     (try? store.shrinkReserve(leaving: Store.catalogReserveFiles)) == true
                 },

@@ -30,14 +30,15 @@ final class Timeline: Sendable {
     static let rejected = "refs/rejected/"
 
     /// What the thread does in each round; the raw value is the code of the problem when it fails.
-    private enum Step: String {
+    enum Step: String {
         case taking = "heads-failed"
         case committing = "commit-failed"
         case converging = "merge-failed"
         case repacking = "repack-failed"
+        case healing = "heal-failed"
     }
 
-    private struct State {
+    struct State {
         /// When the oldest uncommitted change happened.
         var dirtySince: UInt64?
         var incoming: Set<ObjectID> = []
@@ -59,16 +60,24 @@ final class Timeline: Sendable {
         /// Commits of ours that were not valid; nothing that has them is taken in.
         var rejected: Set<ObjectID> = []
         var massRemoval = MassRemoval()
+        /// The commit that the rows represent, when the history does not have it.
+        var missing: ObjectID?
+        /// Heads that came while it is missing.
+        var held: Set<ObjectID> = []
+        /// Something in the history could not be read.
+        var isSuspect = false
+        /// When it was looked at last.
+        var examined: UInt64?
     }
 
-    private let catalog: Catalog
+    let catalog: Catalog
     let history: History
-    private let node: NodeID
-    private let logger: Logger
+    let node: NodeID
+    let logger: Logger
     private let condition = TimedCondition()
-    private let state = Mutex(State())
+    let state = Mutex(State())
     /// Set by the composition before `start`.
-    private let hooks = Mutex(Hooks())
+    let hooks = Mutex(Hooks())
 
     struct Hooks: Sendable {
         /// The announced heads changed: tell the peers.
@@ -79,6 +88,9 @@ final class Timeline: Sendable {
         var isPinned: @Sendable (InodeNumber) -> Bool = { _ in false }
         /// This node's rank among the online ones.
         var rank: @Sendable () -> Int = { 0 }
+        /// Asks those online for a commit; true: all of them are known not to have it, and what they
+        /// have is here.
+        var isGone: @Sendable (ObjectID) -> Bool = { _ in false }
         /// The disk is full: false when there is nothing more to give. What is removed frees room
         /// only once a commit says so.
         var makeRoom: @Sendable () -> Bool = { false }
@@ -92,16 +104,32 @@ final class Timeline: Sendable {
         self.node = node
         self.logger = logger
         guard let applied = try catalog.read({ try $0.applied() }) else { return }
+        let rejected = Set(try history.references(below: Self.rejected).values)
+        state.withLock { $0.rejected = rejected }
+        do {
+            if !history.graph.contains(applied) { try history.restore(applied) }
+            try resume(applied)
+        } catch let error as HistoryError where error.isDamage {
+            logger.critical("\(HistoryLost(commit: applied)): \(error)")
+            state.withLock {
+                $0.missing = applied
+                $0.headsDue = 0
+            }
+        }
+    }
+
+    /// Goes on from a commit that the history has and the rows represent.
+    func resume(_ applied: ObjectID) throws {
         let main = try recoverBranch(applied)
         let heads = try Self.heads(applied, history)
         // Fetched before the last stop and not applied; a branch that is ahead of the rows likewise.
         var known = Set(try history.references(below: "refs/peers/").values)
         if main != applied { known.insert(main) }
-        let rejected = Set(try history.references(below: Self.rejected).values)
         state.withLock { [known] in
             $0.heads = heads
-            $0.rejected = rejected
-            $0.incoming = known
+            $0.incoming.formUnion(known.union($0.held))
+            $0.held = []
+            $0.missing = nil
             $0.headsDue = 0
         }
     }
@@ -109,7 +137,6 @@ final class Timeline: Sendable {
     /// The rows name a commit before the branch does: a crash between the two leaves the branch
     /// behind, and the commit where no reference leads to it.
     private func recoverBranch(_ applied: ObjectID) throws -> ObjectID {
-        if !history.graph.contains(applied) { try history.restore(applied) }
         let main = try history.head()
         if let main, try !history.graph.isAncestor(main, of: applied) {
             // The catalog is an older copy; before the branch moves with its commits.
@@ -123,8 +150,9 @@ final class Timeline: Sendable {
     /// A merge that the rows represent at a start has perhaps never left this node.
     private static func heads(_ applied: ObjectID, _ history: History) throws -> HeadConvergence {
         let now = Duration.milliseconds(Int64(Monotonic.milliseconds))
+        // What is no message at all peers will refuse.
         if let commit = try history.commit(applied),
-            case .merge = try CommitMessage(decoding: commit.message).kind
+            case .merge? = try? CommitMessage(decoding: commit.message).kind
         {
             return HeadConvergence(applied: applied, merging: commit.parents, at: now)
         }
@@ -148,6 +176,7 @@ final class Timeline: Sendable {
             case .committing:
                 (step.rawValue, "Changes made here cannot be given to other nodes: \(reason).")
             case .repacking: (step.rawValue, "The history cannot be compacted: \(reason).")
+            case .healing: (step.rawValue, "The history cannot be healed: \(reason).")
             }
         }
         for (commit, peers) in refusals.sorted(by: { $0.key < $1.key }) {
@@ -197,7 +226,7 @@ final class Timeline: Sendable {
     func refused(_ commit: ObjectID, by peer: NodeID, _ reason: String) throws {
         guard history.graph.contains(commit), let message = try history.commit(commit)?.message
         else { return }
-        if case .change(let author) = try CommitMessage(decoding: message).kind, author != node {
+        if case .change(let author)? = try? CommitMessage(decoding: message).kind, author != node {
             return
         }
         logger.error("node \(peer) refuses commit \(commit): \(reason)")
@@ -269,12 +298,14 @@ final class Timeline: Sendable {
             let (incoming, waiters, stopping) = next()
             let isTaken = attempt(.taking) { try take(incoming) }
             let isCommitted = attempt(.committing) {
+                try settleMissing()
                 try settleDisputes()
                 try commitMakingRoom()
             }
             let isConverged = attempt(.converging) { try converge() }
             let isLoaded = state.withLock { $0.dirtySince != nil || !$0.incoming.isEmpty }
             attempt(.repacking) { _ = try history.repackIfNeeded(underLoad: isLoaded) }
+            attempt(.healing) { try healIfSuspect() }
             if isCommitted { for waiter in waiters { waiter() } }
             wake()
             if stopping { break }
@@ -300,6 +331,7 @@ final class Timeline: Sendable {
             state.withLock { $0.failures[step] = nil }
             return true
         } catch {
+            suspect(error)
             let isNew = state.withLock { state in
                 defer { state.failures[step] = "\(error)" }
                 return state.failures[step] != "\(error)"
@@ -348,7 +380,7 @@ final class Timeline: Sendable {
         }
     }
 
-    private var now: Duration { .milliseconds(Int64(Monotonic.milliseconds)) }
+    var now: Duration { .milliseconds(Int64(Monotonic.milliseconds)) }
 
     /// The heads are changed on this thread only; the lock is for those who look.
     private func update(_ body: (inout HeadConvergence) throws -> Void) throws {
@@ -370,7 +402,17 @@ final class Timeline: Sendable {
         guard try catalog.read({ try $0.isDirty() }) else { return false }
         let begin = ContinuousClock.now
         try catalog.flush()
-        let made = try catalog.snapshot { try write($0, showing: includingNewborn) }
+        let made: Written?
+        do {
+            made = try catalog.snapshot { try write($0, showing: includingNewborn) }
+        } catch let error as InvalidTree {
+            // What is the fault of how the difference was written is not in the whole.
+            logger.error("a commit would not be valid and is made anew: \(error)")
+            let commit = try commitWhole(on: catalog.read { try $0.applied() })
+            try update { try $0.committed(commit, at: now, graph: history.graph) }
+            try history.setHead(commit)
+            return true
+        }
         guard let made else { return false }
         try record(made)
         guard made.isNew else { return false }
@@ -423,6 +465,8 @@ final class Timeline: Sendable {
                 written.commit = parent
                 return state.dirty == outcome.pending ? nil : written
             }
+            // As every peer will: what it would refuse must not leave here.
+            _ = try difference(from: base, to: outcome.root, source: sink)
             written.commit = try write(outcome, on: parent, into: &sink)
             written.isNew = true
             batch = sink
@@ -493,19 +537,59 @@ final class Timeline: Sendable {
     private func isValid(_ commit: ObjectID) throws -> Bool {
         let parent = try history.graph.parents(of: commit).first
         do {
+            _ = try history.commit(commit).map { try CommitMessage(decoding: $0.message) }
             _ = try difference(
                 from: parent.map { try history.graph.tree(of: $0) },
                 to: history.graph.tree(of: commit), source: history)
             return true
-        } catch is InvalidTree { return false }
+        } catch is InvalidTree {
+            return false
+        } catch let error as HistoryError where error.code == .malformed {
+            return false
+        }
+    }
+
+    /// Heads that are in the history and turn out not to be valid (our own branch, where somebody
+    /// else moved it: what peers send is looked at before) are given up, by the same rule that peers
+    /// follow, with what has them in its past.
+    ///
+    /// - Returns: false when all of them are valid.
+    private func rejectInvalid() throws -> Bool {
+        let graph = history.graph
+        guard let heads = state.withLock({ $0.heads }) else { return false }
+        let fresh = try graph.commits(from: heads.announced, excluding: [heads.applied])
+        let invalid = try fresh.filter { try !isValid($0) }
+        guard !invalid.isEmpty else { return false }
+        for commit in invalid {
+            logger.error("commit \(commit) is not valid and is given up")
+            try history.setReference(Self.rejected + "\(commit)", to: commit)
+        }
+        state.withLock { $0.rejected.formUnion(invalid) }
+        try update { try $0.rejected(Set(invalid), graph: graph) }
+        try history.setHead(heads.applied)
+        return true
     }
 
     /// The live state, written whole, on the last valid ancestor; peers validate parents first, so
     /// that is the parent. What was refused keeps a reference.
     private func commitAnew(insteadOf refused: ObjectID) throws {
         let parent = try history.graph.parents(of: refused).first
-        let base = try parent.map { try history.graph.tree(of: $0) }
         try history.setReference(Self.rejected + "\(refused)", to: refused)
+        let made = try commitWhole(on: parent)
+        try update {
+            try $0.recommitted(as: made, insteadOf: refused, at: now, graph: history.graph)
+        }
+        state.withLock { state in
+            state.rejected.insert(refused)
+            state.refusals[refused] = nil
+        }
+        try history.setHead(made)
+        logger.error("commit \(refused) was not valid; \(made) is in its place")
+    }
+
+    /// Commits the live state without a look at any commit's trees but the parent's, for a check.
+    func commitWhole(on parent: ObjectID?) throws -> ObjectID {
+        let base = try parent.map { try history.graph.tree(of: $0) }
         try catalog.flush()
         let made = try catalog.snapshot { snapshot in
             let hidden = Set(try snapshot.newborn().values.joined())
@@ -524,16 +608,7 @@ final class Timeline: Sendable {
         }
         try record(made)
         try catalog.flush()
-        try update {
-            try $0.recommitted(
-                as: made.commit, insteadOf: refused, at: now, graph: history.graph)
-        }
-        state.withLock { state in
-            state.rejected.insert(refused)
-            state.refusals[refused] = nil
-        }
-        try history.setHead(made.commit)
-        logger.error("commit \(refused) was not valid; \(made.commit) is in its place")
+        return made.commit
     }
 
     /// A state of which no commit knows any tree.
@@ -554,6 +629,12 @@ final class Timeline: Sendable {
     // MARK: What comes from peers
 
     private func take(_ incoming: Set<ObjectID>) throws {
+        let isHeld = state.withLock { state in
+            guard state.missing != nil else { return false }
+            state.held.formUnion(incoming)
+            return true
+        }
+        guard !isHeld else { return }
         let rejected = state.withLock { $0.rejected }
         let valid = try incoming.filter { head in
             try !rejected.contains { try history.graph.isAncestor($0, of: head) }
@@ -595,11 +676,11 @@ final class Timeline: Sendable {
         guard let applied = try catalog.read({ try $0.applied() }) else { return false }
         let graph = history.graph
         let begin = ContinuousClock.now
-        let change = try difference(
-            from: graph.tree(of: applied), to: graph.tree(of: commit), source: history)
         defer { logger.debug("brought rows to \(commit) in \(ContinuousClock.now - begin)") }
-        defer { releaseMemory(after: change.records.count) }
         do {
+            let change = try difference(
+                from: graph.tree(of: applied), to: graph.tree(of: commit), source: history)
+            defer { releaseMemory(after: change.records.count) }
             let isPinned = hooks.withLock { $0.isPinned }
             let removal = try removal(in: change)
             let effects = try catalog.apply(change, commit: commit, isPinned: isPinned)
@@ -619,6 +700,10 @@ final class Timeline: Sendable {
             try self.commit(includingNewborn: true)
             guard conflicts <= Self.conflictsMax else { throw conflict }
             state.withLock { $0.headsDue = Monotonic.milliseconds + Self.retryMilliseconds }
+            return false
+        } catch let error as InvalidTree {
+            guard try rejectInvalid() else { throw error }
+            state.withLock { $0.headsDue = 0 }
             return false
         }
     }

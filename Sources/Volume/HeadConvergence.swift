@@ -90,6 +90,17 @@ public struct HeadConvergence: Hashable, Sendable {
         try committed(commit, at: now, graph: graph)
     }
 
+    /// Commits that came are not valid, nor is what has them in its past.
+    public mutating func rejected(
+        _ commits: Set<ObjectID>, graph: some CommitGraph
+    ) throws {
+        announced = try announced.filter { head in
+            try !commits.contains { try graph.isAncestor($0, of: head) }
+        }
+        if announced.isEmpty { announced = [applied] }
+        if mergedHeads != announced { mergedHeads = nil }
+    }
+
     public mutating func adopted(_ commit: ObjectID) {
         applied = commit
         mergedHeads = nil

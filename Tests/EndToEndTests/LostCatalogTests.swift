@@ -24,6 +24,8 @@ extension EndToEnd {
                 rm -f catalog.sqlite-*
                 head -c 64 /dev/urandom | dd of=catalog.sqlite conv=notrunc status=none
                 """
+
+            static var tried: [Self] { Bounds.isLong ? allCases : [.deleted, .cut, .flipped] }
         }
 
         /// Some of everything, and what stat shows of it.
@@ -47,7 +49,7 @@ extension EndToEnd {
             try await Solo.open { solo in
                 let node = solo.node
                 try await node.sh(Self.content).succeeded()
-                for (round, loss) in Loss.allCases.enumerated() {
+                for (round, loss) in Loss.tried.enumerated() {
                     try await node.sh("echo \(round) >>d/small; mv d/e/f/\(round + 1) d")
                         .succeeded()
                     let before = try await node.sh(Self.listing).succeeded().output
@@ -63,7 +65,8 @@ extension EndToEnd {
                 }
                 try await node.stop()
                 try await node.start()
-                #expect(try await node.sh("cat d/e/hard d/3").output == "small\n0\n1\n2\n3\n4\n3\n")
+                let written = Loss.tried.indices.map { "\($0)\n" }.joined()
+                #expect(try await node.sh("cat d/e/hard d/3").output == "small\n\(written)3\n")
                 #expect(try await node.status().problems.isEmpty)
                 try await node.checkHistory()
             }
