@@ -107,4 +107,25 @@ extension Transaction {
         try setContentState(extent, .dropping, at: now)
         return true
     }
+
+    /// Old content is to go before its time.
+    ///
+    /// - Returns: what of it is here and no file has.
+    public func expire(_ extents: some Sequence<Extent>) throws(Errno) -> [Extent] {
+        var found: [Extent] = []
+        for extent in extents {
+            guard let entry = try content(extent.root), entry.extent == extent,
+                [.cached, .stored, .dropping].contains(entry.state),
+                try references(to: extent.root) == 0
+            else { continue }
+            // After the first moment, which stands for none.
+            try connection.run(
+                """
+                INSERT INTO unreferenced SELECT number, 1, NULL FROM content WHERE root = ?
+                ON CONFLICT DO UPDATE SET since = 1
+                """, extent.root)
+            found.append(extent)
+        }
+        return found
+    }
 }

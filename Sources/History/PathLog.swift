@@ -48,15 +48,19 @@ public struct PathLog {
     }
 
     /// Entries looked at for one commit; the rest of a larger change is not told.
-    static let entriesMax = 20_000
+    public static let entriesMax = 20_000
 
+    private let entriesMax: Int
     private let history: History
     /// Few: as many as nodes were apart at that time. Newest last.
     private var waiting: [Waiting] = []
     private var known: Set<LogPosition> = []
 
-    public init(_ positions: [LogPosition], of history: History) throws {
+    public init(
+        _ positions: [LogPosition], of history: History, entriesMax: Int = Self.entriesMax
+    ) throws {
         self.history = history
+        self.entriesMax = entriesMax
         for position in positions { try push(position) }
     }
 
@@ -159,7 +163,7 @@ public struct PathLog {
         _ step: inout Step, _ new: Side, _ parent: (id: ObjectID, side: Side), _ path: [FileName]
     ) throws {
         let (all, isWhole) = try treeChanges(
-            in: new.whole, since: [parent.side.whole], limit: Self.entriesMax, source: history)
+            in: new.whole, since: [parent.side.whole], limit: entriesMax, source: history)
         step.isWhole = isWhole
         var earlier = path
         for change in all {
@@ -187,7 +191,7 @@ public struct PathLog {
         to step: inout Step, _ new: TreePlace, _ old: [TreePlace], _ path: [FileName]
     ) throws {
         let (changes, isWhole) = try treeChanges(
-            in: new, since: old, limit: Self.entriesMax, source: history)
+            in: new, since: old, limit: entriesMax, source: history)
         step.changes += changes.map { $0.below(path) }
         step.isWhole = isWhole
     }

@@ -53,6 +53,7 @@ final class Collector: Sendable {
     private let headroom: UInt64
     /// How many want that nothing goes.
     private let holds = Mutex(0)
+    private let isHurried = Atomic<Bool>(false)
 
     init(
         catalog: Catalog, store: Store, history: History, mesh: Mesh, exchange: ContentExchange,
@@ -75,8 +76,9 @@ final class Collector: Sendable {
             do {
                 if round == 0 { try await Blocking.run(.content) { [self] in try sweep() } }
                 let needsRoom = try await Blocking.run { [self] in try lacksRoom() }
-                if needsRoom || round % Self.roundsPerLook == 0 {
-                    try await collect(needingRoom: needsRoom)
+                let isHurried = isHurried.exchange(false, ordering: .relaxed)
+                if needsRoom || isHurried || round % Self.roundsPerLook == 0 {
+                    while try await collect(needingRoom: needsRoom) == Self.batchMax {}
                 }
             } catch { logger.error("collecting old content: \(error)") }
             round += 1
@@ -90,6 +92,9 @@ final class Collector: Sendable {
     func hold() { holds.withLock { $0 += 1 } }
 
     func release() { holds.withLock { $0 -= 1 } }
+
+    /// Looks at once for what may go.
+    func hurry() { isHurried.store(true, ordering: .relaxed) }
 
     /// Runs the body, unless something is held.
     private func unlessHeld<T>(_ body: () throws -> T) rethrows -> T? {
@@ -124,7 +129,8 @@ final class Collector: Sendable {
         return try store.freeBytes() < headroom
     }
 
-    private func collect(needingRoom: Bool) async throws {
+    /// - Returns: how much went; a whole batch: there may be more.
+    private func collect(needingRoom: Bool) async throws -> Int {
         let now = Monotonic.wallMilliseconds
         let found = try await Blocking.run { [catalog] in
             // The clock may be anywhere.
@@ -138,13 +144,16 @@ final class Collector: Sendable {
             return try catalog.read { try $0.unreferenced(limit: Self.batchMax) }
         }
         var needsRoom = needingRoom
+        var gone = 0
         let isOver = !mesh.isClockDoubtful
         for old in found
         where needsRoom || isOver && now >= old.since + Self.retentionMilliseconds {
             guard try await everybodyHas(old.head) else { continue }
             try await drop(old.extent)
+            gone += 1
             if needsRoom { needsRoom = try await Blocking.run { [self] in try lacksRoom() } }
         }
+        return gone
     }
 
     /// Whether every other node's last known state has this commit in its ancestry; nil is no

@@ -82,6 +82,24 @@ public enum ControlMessage {
         public var positions: [Log.Position]
     }
 
+    /// `POST /v1/purge`: a path in the volume.
+    public struct Purge: Codable, Sendable {
+        public var path: [UInt8]
+        public init(path: [UInt8]) { self.path = path }
+    }
+
+    public struct PurgeReply: Codable, Sendable {
+        /// Old contents that were here and went, and their bytes.
+        public var gone = 0
+        public var goneBytes: UInt64 = 0
+        /// Those that stay until every node has heard that no file has them.
+        public var waiting = 0
+        public var waitingBytes: UInt64 = 0
+        /// Names of nodes that were told, and of those that could not be.
+        public var told: [String] = []
+        public var untold: [String] = []
+    }
+
     /// `POST /v1/restore`: paths in the volume, bytes.
     public struct Restore: Codable, Sendable {
         public var path: [UInt8]
@@ -165,6 +183,10 @@ extension Node {
                 let message = try JSONDecoder().decode(
                     ControlMessage.Log.self, from: Data(request.body))
                 return try encoded(await log(message))
+            case ("POST", "/v1/purge"):
+                let message = try JSONDecoder().decode(
+                    ControlMessage.Purge.self, from: Data(request.body))
+                return try encoded(await purge(message))
             case ("POST", "/v1/restore"):
                 let message = try JSONDecoder().decode(
                     ControlMessage.Restore.self, from: Data(request.body))

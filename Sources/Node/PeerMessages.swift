@@ -77,6 +77,9 @@ enum PeerMessage {
         var answers: [Answer]
     }
 
+    /// `POST /v1/expire`: asks the node to give up old content now, if it may.
+    struct Expire: Codable { var extents: [ExtentName] }
+
     /// `POST /v1/holders`: a node's log from behind entry `after`.
     struct Holders: Codable {
         var node: String

@@ -14,7 +14,7 @@ struct PeerService {
     static func bodyLimit(_ path: String) -> Int? {
         switch path {
         case "/v1/pack", "/v1/clone": 64 << 10
-        case "/v1/who-has": 1 << 20
+        case "/v1/who-has", "/v1/expire": 1 << 20
         case "/v1/has-commit", "/v1/open", "/v1/holders", "/v1/refused", "/v1/packs",
             "/v1/pack-part":
             4096
@@ -39,6 +39,7 @@ struct PeerService {
                 else { return .refusal(400, "That is no extent.") }
                 return try await node.exchange.serve(extent)
             case "/v1/who-has": return try await whoHas(decode(request))
+            case "/v1/expire": return try await expire(decode(request))
             case "/v1/clone": return try await clone(decode(request))
             case "/v1/holders":
                 let message: PeerMessage.Holders = try decode(request)
@@ -106,6 +107,15 @@ struct PeerService {
             try extents.map { try $0.map { try exchange.confirmedState(of: $0) } ?? .none }
         }
         return try reply(PeerMessage.WhoHasReply(states: states))
+    }
+
+    private func expire(_ message: PeerMessage.Expire) async throws -> PeerResponse {
+        guard message.extents.count <= Self.extentsMax else {
+            return .refusal(400, "Too many at once.")
+        }
+        let extents = message.extents.compactMap(\.extent)
+        _ = try await Blocking.run { [node] in try node.expire(extents) }
+        return PeerResponse()
     }
 
     private func clone(_ message: PeerMessage.Clone) async throws -> PeerResponse {

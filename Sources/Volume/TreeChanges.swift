@@ -20,6 +20,8 @@ public struct TreeChange: Hashable, Sendable {
     public let path: [FileName]?
     public let id: LineageID
     public let isDirectory: Bool
+    /// Content that was there before and is not after.
+    public let replaced: [Extent]
 
     /// The same, where the place that was looked at is called so.
     public func below(_ top: [FileName]) -> TreeChange {
@@ -30,7 +32,8 @@ public struct TreeChange: Hashable, Sendable {
         default: break
         }
         return TreeChange(
-            what: what, path: path.map { top + $0 }, id: id, isDirectory: isDirectory)
+            what: what, path: path.map { top + $0 }, id: id, isDirectory: isDirectory,
+            replaced: replaced)
     }
 }
 
@@ -109,7 +112,7 @@ private struct ChangeWalk<Source: TreeSource> {
         repeat {
             while budget > 0, let pair = pairs.popLast() { try compareDirectories(pair) }
             try pairMoved()
-        } while budget > 0 && (!pairs.isEmpty || openOne())
+        } while try budget > 0 && (!pairs.isEmpty || openAlone())
     }
 
     private mutating func compareDirectories(
@@ -234,7 +237,7 @@ private struct ChangeWalk<Source: TreeSource> {
     private var closed: Set<[FileName]> = []
 
     /// Looks into directories that came or went as a whole. False: there are none.
-    private mutating func openOne() -> Bool {
+    private mutating func openAlone() throws -> Bool {
         var found = false
         for (path, entry) in appeared {
             guard let tree = entry.tree, vanished[path]?.record.id != entry.record.id,
@@ -247,7 +250,7 @@ private struct ChangeWalk<Source: TreeSource> {
             guard let tree = entry.tree, appeared[path]?.record.id != entry.record.id,
                 closed.insert(path).inserted
             else { continue }
-            try? openVanished(tree, path)
+            try openVanished(tree, path)
             found = true
         }
         return found
@@ -293,7 +296,7 @@ private struct ChangeWalk<Source: TreeSource> {
             }
         }
         for (path, entry) in vanished where !moved.contains(path) {
-            changes.append(Self.change(.removed, entry))
+            changes.append(Self.change(.removed, entry, replaced: entry.record.extents))
         }
         changes += try sharedChanges()
         return changes.sorted { a, b in
@@ -305,13 +308,18 @@ private struct ChangeWalk<Source: TreeSource> {
         try old.contains { try InodeTable($0.inodes).blob(id, source) != nil }
     }
 
-    private static func change(_ what: TreeChange.What, _ entry: SeenEntry) -> TreeChange {
+    private static func change(
+        _ what: TreeChange.What, _ entry: SeenEntry, replaced: [Extent] = []
+    ) -> TreeChange {
         TreeChange(
-            what: what, path: entry.path, id: entry.record.id, isDirectory: entry.tree != nil)
+            what: what, path: entry.path, id: entry.record.id, isDirectory: entry.tree != nil,
+            replaced: replaced)
     }
 
     private static func edits(_ before: SeenEntry, _ after: SeenEntry) -> [TreeChange] {
-        edits(before.record, after.record).map { change($0, after) }
+        edits(before.record, after.record).map {
+            change($0, after, replaced: $0 == .edited ? before.record.extents : [])
+        }
     }
 
     /// The time of a directory follows from what is told of its entries.
@@ -361,14 +369,22 @@ private struct ChangeWalk<Source: TreeSource> {
                     })
                 else { continue }
                 budget -= 1
+                let old = try InodeTable.decode(source.blob(blob), as: id).record
                 let edits = Self.edits(
-                    try InodeTable.decode(source.blob(blob), as: id).record,
-                    try InodeTable.decode(source.blob(entry.id), as: id).record)
+                    old, try InodeTable.decode(source.blob(entry.id), as: id).record)
                 changes += edits.map {
-                    TreeChange(what: $0, path: nil, id: id, isDirectory: false)
+                    TreeChange(
+                        what: $0, path: nil, id: id, isDirectory: false,
+                        replaced: $0 == .edited ? old.extents : [])
                 }
             }
         }
         return changes
+    }
+}
+
+extension Record {
+    fileprivate var extents: [Extent] {
+        if case .file(.extents(let extents)) = content.value.body { extents } else { [] }
     }
 }

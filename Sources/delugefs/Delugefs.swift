@@ -28,7 +28,7 @@ struct Delugefs: ParsableCommand {
         version: "delugefs \(Node.version)",
         subcommands: [
             Run.self, ShowStatus.self, Stop.self, PrintKey.self, WhereIs.self, Wait.self,
-            ShowLog.self, Restore.self, Doctor.self,
+            ShowLog.self, Restore.self, Purge.self, Doctor.self,
         ],
         defaultSubcommand: Run.self)
 

@@ -186,3 +186,62 @@ struct Restore: ParsableCommand {
         )
     }
 }
+
+/// `delugefs purge`
+struct Purge: ParsableCommand {
+    static let configuration = CommandConfiguration(
+        abstract: "Drop the old bytes of a file or tree now, on all disks.",
+        discussion: """
+            What a file has today stays, and so do names and times of the past; what was replaced or \
+            removed at PATH cannot be restored any more. Files of up to 4 KiB lie in the history \
+            itself and stay. Each disk waits until every other one is known to have heard that no \
+            file has the bytes; disks that are offline are named and have to be told when they are \
+            back, by running this again.
+            """)
+
+    @OptionGroup var node: NodeOptions
+
+    @Flag(help: "Print JSON.")
+    var json = false
+
+    @Argument(
+        help: ArgumentHelp("A file or directory; it need not exist any more.", valueName: "path"))
+    var path: String
+
+    func run() throws {
+        let place = try node.place(RawArguments.bytes(of: [path])[0], orMissing: true)
+        let conversation = NodeConversation(root: place.root)
+        let reply = try conversation.decoded(
+            ControlMessage.PurgeReply.self,
+            try conversation.post(
+                "/v1/purge", ControlMessage.Purge(path: place.path), timeout: nil))
+        if json {
+            let encoder = JSONEncoder()
+            encoder.outputFormatting = [.prettyPrinted, .sortedKeys, .withoutEscapingSlashes]
+            Terminal.print(
+                bytes: Terminal.visible(json: Array(try encoder.encode(reply)) + [0x0A]))
+        } else {
+            show(reply)
+        }
+    }
+
+    private func show(_ reply: ControlMessage.PurgeReply) {
+        Terminal.print(
+            "\(Quantity.count(reply.gone, "old content")) given up here, \(Quantity.bytes(reply.goneBytes))."
+        )
+        if reply.waiting > 0 {
+            Terminal.print(
+                "\(Quantity.bytes(reply.waitingBytes)) more go when every disk has heard that no file has them."
+            )
+        }
+        func list(_ names: [String]) -> String {
+            Terminal.visible(names.joined(separator: ", "))
+        }
+        if !reply.told.isEmpty { Terminal.print("Told: \(list(reply.told)).") }
+        if !reply.untold.isEmpty {
+            Terminal.print(
+                "Not told, because offline: \(list(reply.untold)). Run this again when they are back."
+            )
+        }
+    }
+}

@@ -197,5 +197,118 @@ extension EndToEnd {
                 #expect(try await b.sha256("d/large") == digest)
             }
         }
+
+        @Test("The log follows a file, and tells of a tree, with commits to restore from")
+        func log() async throws {
+            try await Solo.open { solo in
+                let node = solo.node
+                for step in [
+                    "mkdir d; echo 1 >d/a", "echo 2 >d/a", "chmod 600 d/a", "mv d/a d/b",
+                    "echo other >d/other", "rm -r d",
+                ] {
+                    try await node.sh(step).succeeded()
+                    try await node.settle()
+                }
+                let outcome = try await node.command("log", node["d/b"]).succeeded()
+                let lines = outcome.output.split(separator: "\n")
+                let told = lines.filter { $0.hasPrefix("  ") }.map {
+                    $0.split(separator: " ").joined(separator: " ")
+                }
+                #expect(
+                    told == [
+                        "removed /d/", "removed /d/b", "renamed /d/b from /d/a",
+                        "mode /d/a: 644 to 600", "edited /d/a", "created /d/", "created /d/a",
+                    ], "\(outcome.output)")
+                // Each commit can be restored from: the one before the removal, by what is shown.
+                let commits = lines.filter { !$0.hasPrefix("  ") }.map { $0.prefix(12) }
+                #expect(commits.count == 5)
+                let commit = String(try #require(commits.dropFirst().first))
+                try await node.command("restore", node["d/b"], "--at", commit).succeeded()
+                #expect(try await node.sh("cat d/b; ls -A d").output == "2\nb\n")
+
+                let json = try await node.command("log", "/d", "--json", "--limit", "3").succeeded()
+                let entries = json.output.split(separator: "\n").count {
+                    $0.contains("\"commit\"")
+                }
+                #expect(entries == 3)
+                let all = try await solo.host.run(
+                    [Machine.binary, "log", "--root", node.root], environment: node.environment)
+                #expect(try all.succeeded().output.contains("created  /d/other"))
+                let never = try await node.command("log", node["never"])
+                #expect(never.status == 1 && never.errors.contains("never in the volume"))
+            }
+        }
+
+        @Test("When another node removes most of the volume, the command that undoes it is told")
+        func massRemoval() async throws {
+            try await Workshop.open { workshop in
+                let network = try await Network(workshop)
+                let a = try NodeProcess("a", on: try await network.host())
+                let b = try NodeProcess("b", on: try await network.host())
+                try await a.create()
+                try await b.join(a)
+                try await a.waitForPeers("b")
+                try await a.sh(
+                    "mkdir -p 'my photos/x' other; touch other/{1..99}; touch 'my photos'/{1..600} 'my photos'/x/{1..600}",
+                    timeout: Bounds.transfer
+                ).succeeded()
+                let before = try await Self.list(a, "my photos")
+                try await a.settle()
+                try await b.sees("my photos/x/600")
+                try await a.sh("rm -r 'my photos'", timeout: Bounds.transfer).succeeded()
+                try await a.settle()
+                let text = try await eventually("b tells of it", within: Bounds.visible) {
+                    try await b.status().problems.first { $0.code == "mass-removal" }?.text
+                }
+                #expect(FileBytes.text(b.log).contains("critical"))
+                let words = text.split(separator: " ").drop { $0 != "delugefs" }
+                let command = "'\(Machine.binary)' \(words.dropFirst().joined(separator: " "))"
+                try await b.sees("my photos", false)
+                try await b.host.run(Shell.bash(command, []), environment: b.environment)
+                    .succeeded()
+                try await b.settle()
+                try FileLife.requireEqual(before, try await Self.list(b, "my photos"), "b's mount")
+            }
+        }
+
+        @Test("Purged bytes are gone from every disk, and what is in use stays")
+        func purge() async throws {
+            try await Workshop.open { workshop in
+                let network = try await Network(workshop)
+                let a = try NodeProcess("a", on: try await network.host())
+                let b = try NodeProcess("b", on: try await network.host())
+                try await a.create()
+                try await b.join(a)
+                try await a.waitForPeers("b")
+                try await a.sh(
+                    """
+                    mkdir d; head -c 1M /dev/urandom >d/gone; head -c 1M /dev/urandom >d/kept
+                    head -c 1M /dev/urandom >elsewhere; cp d/kept copy
+                    """
+                ).succeeded()
+                try await a.waitReplicated()
+                let time = try await Self.now(a)
+                try await a.sh("rm -r d elsewhere").succeeded()
+                try await a.settle()
+                try await eventually("status counts what history holds", within: Bounds.online) {
+                    try await a.command("status", "--json").output.contains(
+                        "\"historyBytes\" : 2097152")
+                }
+                let outcome = try await a.command("purge", a["d"]).succeeded()
+                #expect(outcome.output.contains("Told: b"), "\(outcome.output)")
+                // The copy and what was elsewhere are left.
+                for node in [a, b] {
+                    try await eventually("\(node.name) gave it up", within: Bounds.replicated) {
+                        try await node.host.sh(
+                            "find '\(node.root)'/objects/ -type f -size +900k | wc -l"
+                        ).line == "2"
+                    }
+                }
+                let restored = try await a.command("restore", a["d"], "--at", time)
+                #expect(restored.status == 1)
+                #expect(restored.errors.contains("/d/gone: its content was given up"))
+                #expect(try await a.sh("cmp d/kept copy").isSuccess)
+            }
+        }
     }
 }
