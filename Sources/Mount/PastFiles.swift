@@ -72,7 +72,7 @@ final class PastFiles: Sendable {
         remote.findHolder(of: extent) { [self] isHeld in
             guard isHeld else {
                 failures.logger.warning(
-                    "\(extent.root), \(extent.length) bytes of a file as of commit \(node.state.commit), was given up by every disk: only the history's metadata has it"
+                    "no known disk has \(extent.root) any more, \(extent.length) bytes of a file as of commit \(node.state.commit): it was given up"
                 )
                 return proceed(.ioError)
             }

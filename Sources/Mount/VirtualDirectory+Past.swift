@@ -103,23 +103,20 @@ extension VirtualDirectory {
         }
     }
 
-    func listStates(_ page: DirectoryPage, parent: UInt64, _ reply: consuming Reply) {
-        later("at", reply) { [tree] reply in
-            var page = page
+    func openStates(_ reply: consuming Reply) {
+        later("at", reply) { [self] reply in
             let states = try tree.source.list().map { name, state in
-                (name, PastState.top(of: state.tree), S_IFDIR)
+                (name: name, ino: PastState.top(of: state.tree), mode: S_IFDIR)
             }
-            page.fill(
-                [([0x2E], Self.states, S_IFDIR), ([0x2E, 0x2E], parent, S_IFDIR)] + states)
-            reply.directory(page.buffer)
+            let handle = insert(.states(states))
+            if !reply.open(handle) { close(handle) }
         }
     }
 
-    func listPast(_ number: UInt64, _ page: DirectoryPage, _ reply: consuming Reply) {
-        guard case .directory(let node, let listing) = handle(number) else {
-            reply.error(.badFileDescriptor)
-            return
-        }
+    func listPast(
+        _ number: UInt64, _ node: PastNode, _ listing: PastListing, _ page: DirectoryPage,
+        _ reply: consuming Reply
+    ) {
         later("list", reply) { [self] reply in
             var (page, listing) = (page, listing)
             /// Each entry in the answer counts as a lookup.

@@ -31,6 +31,8 @@ final class VirtualDirectory: FileSystem {
         case status([UInt8])
         case file(PastNode)
         case directory(PastNode, PastListing)
+        /// `at`: fixed for this descriptor.
+        case states([(name: [UInt8], ino: UInt64, mode: UInt32)])
     }
 
     typealias Copy =
@@ -48,8 +50,8 @@ final class VirtualDirectory: FileSystem {
     let nodes = PastNodes(from: firstOfPast)
     let files: PastFiles
     let derived: DerivedXattrs
-    /// Runs whatever reads the history: its packs may be cold.
-    let queue = WorkQueue(name: "past", threads: 2)
+    /// Runs whatever reads the history: its packs may be cold. The present goes first.
+    let queue = WorkQueue(name: "past", threads: 2, .background)
     private let open = Mutex(Open())
     /// Copies an object into a file of the volume.
     let copying = Mutex<Copy?>(nil)
@@ -150,7 +152,7 @@ final class VirtualDirectory: FileSystem {
         case .status(let text):
             reply.data(Array(text.dropFirst(Int(clamping: offset)).prefix(size)))
         case .file(let node): files.read(node, request, offset: offset, size: size, reply)
-        case .directory, nil: reply.error(.badFileDescriptor)
+        case .directory, .states, nil: reply.error(.badFileDescriptor)
         }
     }
 
@@ -165,11 +167,11 @@ final class VirtualDirectory: FileSystem {
     func opendir(_ request: RequestHeader, flags: Int32, reply: consuming Reply) {
         do throws(Errno) {
             try admit(request)
-            if attributes(request.nodeid) != nil {
-                reply.open(0)
-                return
+            switch request.nodeid {
+            case Self.directory: reply.open(0)
+            case Self.states: openStates(reply)
+            default: openPastDirectory(try node(request), reply)
             }
-            openPastDirectory(try node(request), reply)
         } catch { reply.error(error) }
     }
 
@@ -187,18 +189,21 @@ final class VirtualDirectory: FileSystem {
         _ request: RequestHeader, _ handle: UInt64, _ offset: UInt64, _ size: Int, plus: Bool,
         _ reply: consuming Reply
     ) {
-        let page = DirectoryPage(offset: offset, size: size, isPlus: plus)
-        switch request.nodeid {
-        case Self.directory:
-            var page = page
+        var page = DirectoryPage(offset: offset, size: size, isPlus: plus)
+        switch (request.nodeid, self.handle(handle)) {
+        case (Self.directory, _):
             page.fill([
                 ([0x2E], Self.directory, S_IFDIR), ([0x2E, 0x2E], VnodeTable.rootNode, S_IFDIR),
                 (Self.statusName, Self.statusFile, S_IFREG),
                 (Self.statesName, Self.states, S_IFDIR),
             ])
             reply.directory(page.buffer)
-        case Self.states: listStates(page, parent: Self.directory, reply)
-        default: listPast(handle, page, reply)
+        case (_, .states(let states)):
+            page.fill(
+                [([0x2E], Self.states, S_IFDIR), ([0x2E, 0x2E], Self.directory, S_IFDIR)] + states)
+            reply.directory(page.buffer)
+        case (_, .directory(let node, let listing)): listPast(handle, node, listing, page, reply)
+        default: reply.error(.badFileDescriptor)
         }
     }
 

@@ -8,7 +8,7 @@ extension Node {
     /// States that `.delugefs/at` lists. Any other can be named.
     static let listedStatesMax = 64
     /// Commits passed over on the way to them.
-    static let listedCommitsMax = 1 << 20
+    static let listedCommitsMax = 1 << 18
 
     func past() -> PastSource {
         let history = timeline.history
