@@ -64,11 +64,12 @@ class Bench:
         self.passthrough_hp = arguments.passthrough_hp
         self.rows = []
         self.nodes = []
+        self.hp = None
         self.environment = dict(
             os.environ, XDG_CONFIG_HOME=f"{self.directory}/config", DELUGEFS_LOG="warning"
         )
 
-    def start(self):
+    def prepare(self):
         if os.geteuid() != 0:
             sys.exit("Benchmarks need root: they make a loop-mounted ext4 and network mounts.")
         shutil.rmtree(self.directory, ignore_errors=True)
@@ -82,12 +83,14 @@ class Bench:
         self.disk = f"{self.directory}/disk"
         os.makedirs(self.disk)
         run("mount", "-o", "loop", image, self.disk)
+
+    def start(self):
+        self.prepare()
         self.native = f"{self.disk}/native"
         os.makedirs(self.native)
         self.a = Node(self, "a", "--create", "--copies", "1")
         #: Where the same is measured in turn, the native disk first.
         self.sites = {"native": self.native, "mount": self.a.mount}
-        self.hp = None
         if self.passthrough_hp:
             self.start_hp()
 

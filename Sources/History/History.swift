@@ -189,6 +189,9 @@ public final class History: Sendable {
     /// Absence is success. The commit stays in the graph until the repository is opened anew.
     public func deleteReference(_ name: String) throws { try references.delete(name) }
 
+    /// Lets go of the parts of packs that are mapped.
+    public func releaseFiles() throws { try readers.reopen() }
+
     /// Gives memory back to the system that walks, packs and whoever else used and freed: the
     /// allocator keeps it, a gigabyte after some 100,000 changes at once. Takes milliseconds.
     public static func releaseMemory() { cgit_release_memory() }

@@ -40,7 +40,7 @@ public enum HistoryLimits {
     /// libgit2's own object cache, bytes, for all handles.
     static let libraryCacheBytes = 8 << 20
     /// Pack bytes mapped at once, by all handles.
-    static let mappedBytesMax = 256 << 20
+    static let mappedBytesMax = 128 << 20
     static let mappedWindowBytes = 4 << 20
     static let mappedFilesMax = 128
     /// Handles for concurrent readers.

@@ -26,7 +26,10 @@ public enum OwnThread {
             }
             // Linux takes 0 for the calling thread. Failing is harmless.
             if rank == .background {
-                setpriority(__priority_which_t(PRIO_PROCESS.rawValue), 0, backgroundNiceness)
+                let which = __priority_which_t(PRIO_PROCESS.rawValue)
+                // Under what the process was given, not under everybody.
+                let own = getpriority(which, id_t(getpid()))
+                setpriority(which, 0, own + backgroundNiceness)
             }
             body()
         }.start()

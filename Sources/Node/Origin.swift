@@ -169,6 +169,7 @@ enum Origin {
         return try await Blocking.alone {
             let settings = try salvage.rebuild(from: head, describing: description)
             try history.setHead(head)
+            try history.releaseFiles()
             History.releaseMemory()
             salvage.logger.debug(
                 "joined: history taken in \(fetched - begin), catalog in \(ContinuousClock.now - fetched)"
