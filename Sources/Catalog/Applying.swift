@@ -1,3 +1,4 @@
+internal import Glibc
 internal import Synchronization
 internal import SystemPackage
 public import Volume
@@ -33,12 +34,11 @@ public struct AppliedEffects: Hashable, Sendable {
     public var removed: Set<InodeNumber> = []
     /// Row numbers (`Holding.number`) of the contents that were not known before.
     public var newContents: ClosedRange<Int64>?
-    /// Contents that a file had and that no file has any more.
-    public var unreferenced: Set<Extent> = []
 }
 
 /// The commit changes what was changed here as well and is not committed yet in a way that only a
-/// merge can settle: commit, merge, and apply the outcome. Nothing has been applied.
+/// merge can settle: commit, merge, and apply the outcome. Nothing has been applied, or of a large change
+/// some of what concerns one inode each.
 public struct ApplyConflict: Error, Hashable, Sendable, CustomStringConvertible {
     public let description: String
 
@@ -47,34 +47,44 @@ public struct ApplyConflict: Error, Hashable, Sendable, CustomStringConvertible 
 
 extension Catalog {
     /// Operations wait for no longer than this for the parts of an apply that nobody can see yet.
-    private static let applyChunk = Duration.milliseconds(20)
+    private static let applyChunk = Duration.milliseconds(10)
+    /// Between those parts, so that whoever waits gets the catalog: its lock is not fair.
+    private static let chunkPauseMicroseconds: UInt32 = 500
 
     /// Makes the rows represent `commit`; `difference` is from the commit applied to this one.
     ///
     /// What is not reachable yet (new inodes, the inside of new directories) is written in chunks
-    /// between which operations go on; what is visible changes in one operation, which sets
-    /// `applied`. If that throws, the rows of the chunks are taken back: the next difference may want
-    /// them elsewhere. If the process dies before it, they are orphans, which a start reaps.
+    /// between which operations go on, and of a large change what concerns one inode alone
+    /// (`applyAhead`); the rest changes in one operation, which sets `applied`. If that throws, the
+    /// rows that cannot be reached are taken back: the next difference may want them elsewhere. If the
+    /// process dies before it, they are orphans, which a start reaps.
     ///
     /// One at a time.
     ///
     /// - Parameter isPinned: whether an inode is open: then it is kept when its last link goes, as is
     ///   one with a staging file. Called with the catalog's lock held; must not call the catalog.
+    /// - Parameter ahead: is told what became visible all the same, when this throws.
     /// - Throws: `ApplyConflict`; EIO when the difference contradicts itself or the rows.
     public func apply(
         _ difference: TreeDifference, commit: ObjectID,
-        isPinned: @escaping (InodeNumber) -> Bool
+        isPinned: @escaping (InodeNumber) -> Bool, ahead: (AppliedEffects) -> Void = { _ in }
     ) throws -> AppliedEffects {
         let lastContent = try read { try $0.lastContentNumber() }
         let clock = ContinuousClock()
         // Here only where taking them back failed as well.
         try discardUnseen(clock)
+        var effects = AppliedEffects()
         do {
             var rest = difference
-            try insertUnseen(&rest, isPinned, clock)
+            let isLarge = difference.records.count + difference.places.count > appliedAtOnceMax
+            if isLarge { try checkAhead(difference, clock) }
+            try insertUnseen(&rest, isPinned, clock) { effects.add($0) }
             let newborn = unseen.withLock(\.self)
             try fillUnseen(&rest, newborn: newborn, clock)
-            let effects = try perform { transaction in
+            if isLarge {
+                try applyAhead(&rest, newborn: newborn, isPinned, clock) { effects.add($0) }
+            }
+            let last = try perform { transaction in
                 var application = Application(transaction, isPinned, newborn: newborn)
                 var effects = try application.run(rest, commit: commit)
                 let last = try transaction.lastContentNumber()
@@ -82,9 +92,12 @@ extension Catalog {
                 return effects
             }
             unseen.withLock { $0 = [] }
+            effects.add(last)
+            effects.newContents = last.newContents
             return effects
         } catch {
             try? discardUnseen(clock)
+            if !effects.isEmpty { ahead(effects) }
             throw error
         }
     }
@@ -106,31 +119,37 @@ extension Catalog {
     }
 
     /// Calls the body for each, in operations that take `applyChunk` or little more.
-    private func inChunks<Item>(
+    ///
+    /// - Parameter done: is told what became visible, operation by operation.
+    func inChunks<Item>(
         _ items: [Item], _ clock: ContinuousClock,
         _ isPinned: @escaping (InodeNumber) -> Bool = { _ in false },
+        _ done: (AppliedEffects) -> Void = { _ in },
         _ body: (inout Application, Item) throws -> Void
     ) throws {
         var index = 0
         while index < items.count {
+            if index > 0 { usleep(Self.chunkPauseMicroseconds) }
             let deadline = clock.now + Self.applyChunk
-            try perform { transaction in
+            let effects = try perform { transaction in
                 var application = Application(transaction, isPinned)
                 repeat {
                     try body(&application, items[index])
                     index += 1
                 } while index < items.count && clock.now < deadline
+                return application.finished
             }
+            done(effects)
         }
     }
 
     /// Inserts the inodes that there are no rows for, linked nowhere, and takes them out of `rest`.
     private func insertUnseen(
         _ rest: inout TreeDifference, _ isPinned: @escaping (InodeNumber) -> Bool,
-        _ clock: ContinuousClock
+        _ clock: ContinuousClock, _ done: (AppliedEffects) -> Void
     ) throws {
         let records = rest.records.values.compactMap(\.self).sorted { $0.id < $1.id }
-        try inChunks(records, clock, isPinned) { application, record in
+        try inChunks(records, clock, isPinned, done) { application, record in
             // A record removed here and not committed yet is settled with the rest.
             guard try application.transaction.inode(id: record.id) == nil,
                 try !application.transaction.isDirty(record.id)
@@ -178,7 +197,6 @@ struct Application {
     private var movedDirectories: Set<InodeNumber> = []
     /// Inodes inserted in this operation.
     private var inserted: Set<InodeNumber> = []
-    private var droppedExtents: Set<Extent> = []
     /// Names that lead elsewhere: they keep their offset for listings under way. And where in
     /// `effects.entries` they are.
     private var replaced: [Place: (cookie: UInt64, change: Int)] = [:]
@@ -210,39 +228,53 @@ struct Application {
             try transaction.setNode(node, description)
         }
         try transaction.setApplied(commit)
+        return finished
+    }
+
+    /// What this has changed so far.
+    var finished: AppliedEffects {
+        var effects = effects
         effects.attributes.subtract(inserted)
         effects.attributes.subtract(effects.removed)
         effects.contents.subtract(effects.removed)
-        for extent in droppedExtents where try transaction.references(to: extent.root) == 0 {
-            effects.unreferenced.insert(extent)
-        }
         return effects
     }
 
     /// Before anything changes: what rows and marks mean together is lost afterwards.
     private func checkDirty(_ difference: TreeDifference) throws {
-        for (place, link) in difference.places {
-            if try transaction.isDirty(place) {
-                throw ApplyConflict(
-                    "\(place.name) in \(place.directory.rawValue) changed here as well")
-            }
-            guard let link else { continue }
-            if try isRemovedHere(place.directory) {
-                throw ApplyConflict(
-                    "directory \(place.directory.rawValue) was removed here and got entries elsewhere"
-                )
-            }
-            if try isRemovedHere(link.target) {
-                throw ApplyConflict(
-                    "inode \(link.target.rawValue) was removed here and moved elsewhere")
-            }
+        for (place, link) in difference.places { try check(place, link) }
+        for case (let id, nil) in difference.records { try check(id, nil) }
+    }
+
+    func check(_ place: Place, _ link: Link?) throws {
+        if try transaction.isDirty(place) {
+            throw ApplyConflict(
+                "\(place.name) in \(place.directory.rawValue) changed here as well")
         }
-        for case (let id, nil) in difference.records {
-            guard let row = try transaction.inode(id: id), row.isLinked else { continue }
-            if try transaction.isDirty(id) {
-                throw ApplyConflict("inode \(id.rawValue) was removed elsewhere and changed here")
-            }
+        guard let link else { return }
+        if try isRemovedHere(place.directory) {
+            throw ApplyConflict(
+                "directory \(place.directory.rawValue) was removed here and got entries elsewhere"
+            )
         }
+        if try isRemovedHere(link.target) {
+            throw ApplyConflict(
+                "inode \(link.target.rawValue) was removed here and moved elsewhere")
+        }
+    }
+
+    func check(_ id: LineageID, _ record: Record?) throws {
+        guard try transaction.isDirty(id) else { return }
+        guard let row = try transaction.inode(id: id), row.isLinked else {
+            guard record == nil || newborn.contains(id) else {
+                throw ApplyConflict("inode \(id.rawValue) was removed here and changed elsewhere")
+            }
+            return
+        }
+        guard let record else {
+            throw ApplyConflict("inode \(id.rawValue) was removed elsewhere and changed here")
+        }
+        if row.kind == record.content.value.body.kind { _ = try merge(record, into: row) }
     }
 
     /// Removed and in no commit without it yet, whether or not the row is there still: it is while the
@@ -327,7 +359,7 @@ struct Application {
         return merged
     }
 
-    private mutating func write(_ record: Record, over row: InodeRow) throws {
+    mutating func write(_ record: Record, over row: InodeRow) throws {
         let before = try transaction.record(of: row)
         guard before != record else { return }
         if before.content.value.body != record.content.value.body {
@@ -352,15 +384,12 @@ struct Application {
     private mutating func replaceBody(
         of ino: InodeNumber, _ before: Record, _ after: Record
     ) throws {
-        if case .file(let content) = before.content.value.body {
-            droppedExtents.formUnion(content.extents)
-            effects.contents.insert(ino)
-        }
+        if before.content.value.body.kind == .file { effects.contents.insert(ino) }
         try transaction.deleteBody(ino)
         try transaction.writeBody(ino, after.content.value.body)
     }
 
-    private mutating func remove(_ id: LineageID) throws {
+    mutating func remove(_ id: LineageID) throws {
         guard let row = try transaction.inode(id: id) else { return }
         if row.isDirectory, try !transaction.isEmpty(row.ino) {
             throw ApplyConflict(
@@ -375,9 +404,6 @@ struct Application {
     /// The row of an inode that lost its last link.
     private mutating func drop(_ row: InodeRow) throws {
         if try isKept(row.ino) { return try orphan(row.ino) }
-        if row.kind == .file {
-            droppedExtents.formUnion(try transaction.content(of: row.ino).extents)
-        }
         try transaction.delete(row)
         effects.removed.insert(row.ino)
     }
@@ -480,7 +506,7 @@ struct Application {
         return row.ino
     }
 
-    private mutating func remove(_ place: Place, unless link: Link?) throws {
+    mutating func remove(_ place: Place, unless link: Link?) throws {
         guard let parent = try directory(place.directory),
             let old = try transaction.findEntry(parent, place.name)
         else { return }

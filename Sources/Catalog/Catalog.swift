@@ -26,6 +26,8 @@ public final class Catalog: Sendable {
         public var commitInterval: Duration = .milliseconds(50)
         /// Memory for pages of the writer connection; the reader's is a quarter.
         public var cacheBytes = 32 << 20
+        /// A change from elsewhere of at most so many records and names is applied in one operation.
+        public var appliedAtOnceMax = 256
         /// Gives a file the blocks of its first bytes without changing its size (`Store.own`); false:
         /// it could not. Called on threads of the catalog.
         public var own: @Sendable (UInt64, FileDescriptor) -> Bool = { _, _ in false }
@@ -57,6 +59,7 @@ public final class Catalog: Sendable {
     private let checkpointer: Checkpointer
     private let durableReader: DurableReader
     private let preallocation: Preallocation
+    let appliedAtOnceMax: Int
     /// The inodes of an `apply` under way that nothing visible leads to.
     let unseen = Mutex<Set<LineageID>>([])
 
@@ -65,6 +68,7 @@ public final class Catalog: Sendable {
     /// Throws when it is of a later version or damaged, or the file system refuses.
     public init(path: FilePath, options: Options) throws {
         Self.useOwnMemory
+        appliedAtOnceMax = options.appliedAtOnceMax
         let name = path.string
         guard FilePath(name) == path else { throw Errno.illegalByteSequence }
         // SQLite would make it readable for others; log and index take the database's mode.

@@ -681,11 +681,12 @@ final class Timeline: Sendable {
             let change = try difference(
                 from: graph.tree(of: applied), to: graph.tree(of: commit), source: history)
             defer { releaseMemory(after: change.records.count) }
-            let isPinned = hooks.withLock { $0.isPinned }
             let removal = try removal(in: change)
-            let effects = try catalog.apply(change, commit: commit, isPinned: isPinned)
+            let hooks = hooks.withLock(\.self)
+            let effects = try catalog.apply(
+                change, commit: commit, isPinned: hooks.isPinned, ahead: hooks.applied)
             try catalog.flush()
-            hooks.withLock { $0.applied }(effects)
+            hooks.applied(effects)
             state.withLock { $0.conflicts = 0 }
             warn(of: removal, from: applied)
             try update(done)

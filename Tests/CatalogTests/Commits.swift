@@ -118,6 +118,8 @@ func withTwo(
     func chosen(_ node: UInt64) -> Catalog.Options {
         var options = options(node: node)
         guard let seed else { return options }
+        // Half of them as if every change were large.
+        if seed % 2 == 0 { options.appliedAtOnceMax = 0 }
         let generator = Mutex(SeededGenerator(seed: seed &+ node))
         let clock = Atomic<UInt64>(1_700_000_000_000)
         options.random = { generator.withLock { $0.next() } }

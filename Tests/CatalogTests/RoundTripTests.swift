@@ -67,7 +67,6 @@ struct RoundTripTests {
             #expect(!effects.attributes.contains(new.ino))
             #expect(effects.removed == [gone.ino])
             #expect(effects.orphaned == [pinned.ino])
-            #expect(effects.unreferenced == [try extent(1)])
             #expect(try b.get(pinned.ino).linkCount == 0)
             typealias Change = AppliedEffects.EntryChange
             let expected: Set<Change> = [
