@@ -73,10 +73,15 @@ extension History {
                 try Files.rename(file, to: aside.directory.appending(last))
             }
         }
+        let names = try Set(Files.names(in: packs.directory))
+        for name in names
+        where name.hasSuffix(".idx") && !names.contains(name.dropLast(4) + ".pack") {
+            try Files.remove(packs.directory.appending(name))
+        }
         try Files.remove(packs.directory.appending("multi-pack-index"))
         try Files.synchronize(packs.directory)
-        try readers.reopen()
         try references.reopen()
+        try readers.startOver()
         try prove(Self.named(in: path), &found)
         let isWell = found.packs.isEmpty && found.references.isEmpty
         return isWell && found.commits >= found.commitsBefore ? nil : found

@@ -27,6 +27,15 @@ struct ObjectDatabase: ~Copyable {
         handle = opened
     }
 
+    /// Has nothing.
+    init() throws {
+        try Library.require()
+        var opened: OpaquePointer?
+        try check(git_odb_new(&opened), "open objects")
+        guard let opened else { throw HistoryError(.library, "open objects", "no handle") }
+        handle = opened
+    }
+
     deinit { git_odb_free(handle) }
 
     /// The object's kind and bytes; nil if it is not here. Hashed again on every read from disk.
@@ -147,6 +156,16 @@ final class Readers: Sendable {
         let tree = try PackedTree(parsing: with { try $0.read(key, as: .tree) })
         trees.withLock { $0.keep(tree, key) }
         return tree
+    }
+
+    /// Sees nothing but what the disk has. libgit2 shares open packs among handles, those too whose
+    /// files are gone or replaced: all let go of them first, and meanwhile nothing is found.
+    func startOver() throws {
+        for slot in slots {
+            try slot.handle.withLock { $0 = Slot.Handle(database: try ObjectDatabase()) }
+        }
+        trees.withLock { $0 = TreeCache() }
+        try reopen()
     }
 
     /// After packs were added.
