@@ -34,7 +34,7 @@ class Control(http.client.HTTPConnection):
 
 
 class ScaleNode:
-    def __init__(self, bench, name, host, *options, volume="scale", patience=1800):
+    def __init__(self, bench, name, host, *options, volume="bench", patience=1800):
         self.bench, self.name, self.host = bench, name, host
         self.volume, self.options = volume, options
         self.root = f"{bench.disk}/{name}"
@@ -214,13 +214,13 @@ class Scale:
 
     def merge(self):
         """Fifty entries on either side, in directories that both know."""
-        times = []
+        times, directories = [], self.count // 1000
         for number in range(self.bench.runs):
             self.network.connect(False)
             marks = [node.mark() for node in (self.a, self.b)]
             for node in (self.a, self.b):
                 for index in range(50):
-                    path = f"{node.mount}/many/directory-{(number * 50 + index) % 1000:04}"
+                    path = f"{node.mount}/many/directory-{(number * 50 + index) % directories:04}"
                     with open(f"{path}/{node.name}-{time.time_ns()}", "w") as file:
                         file.write(node.name)
                 node.wait()
@@ -231,9 +231,16 @@ class Scale:
         self.bench.row("merge of two heads that differ in 100 entries", times, "ms", 100, False)
 
     def catch_up(self):
-        """A node was off while 50,000 files were made; its mount is used meanwhile."""
+        """A node was off while 50,000 files were made, half of them in directories that it knows; its
+        mount is used meanwhile."""
         self.b.stop()
-        self.bench.load("fill", self.fresh(self.a), 50_000 // self.bench.scale, 4, 1000)
+        count = 25_000 // self.bench.scale
+        self.bench.load("fill", self.fresh(self.a), count, 4, 1000)
+        directories = self.count // 1000
+        for number in range(count):
+            path = f"{self.a.mount}/many/directory-{number % directories:04}/late-{number}"
+            with open(path, "w") as file:
+                file.write("late")
         self.a.wait()
         self.b.start()
         delays, number = [], 0
@@ -241,7 +248,7 @@ class Scale:
         while not agreed([self.a, self.b]) or number < 20:
             number += 1
             asked = time.monotonic()
-            run("ls", "-l", f"{self.b.mount}/many/directory-{number * 7 % 1000:04}")
+            run("ls", "-l", f"{self.b.mount}/many/directory-{number * 7 % directories:04}")
             delays.append((time.monotonic() - asked) * 1000)
             if time.monotonic() - begin > 900:
                 sys.exit("the node did not catch up")

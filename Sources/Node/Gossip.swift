@@ -11,8 +11,10 @@ import Volume
 
 /// Brings peers' commits here and gives them ours.
 final class Gossip: Sendable {
-    /// Packs that are being fetched at a time; others wait for the next hello.
-    static let pullsMax = 4
+    /// Packs that are being fetched at a time, and from one peer: one that was cut off must not keep
+    /// others waiting. What is not fetched for that is when another fetch has ended.
+    static let pullsMax = 32
+    static let pullsPerPeerMax = 2
     /// What a pack may weigh.
     static let packBytesMax: Int64 = 4 << 30
     /// Heads named in a request, on either side.
@@ -28,7 +30,7 @@ final class Gossip: Sendable {
     private let timeline: Timeline
     private let history: History
     private let logger: Logger
-    private let pulling = Mutex<Set<ObjectID>>([])
+    private let pulling = Mutex<[ObjectID: NodeID]>([:])
     /// Heads that were refused, so that they are not fetched every time.
     private let refused = Mutex<[ObjectID: Refusal]>([:])
 
@@ -86,13 +88,21 @@ final class Gossip: Sendable {
             return refusal.until.map { $0 > .now } ?? true
         }
         guard !isRefused else { return }
-        let isNew = pulling.withLock { $0.count < Self.pullsMax && $0.insert(head).inserted }
+        let isNew = pulling.withLock { pulling in
+            guard pulling[head] == nil, pulling.count < Self.pullsMax,
+                pulling.values.count(where: { $0 == node }) < Self.pullsPerPeerMax
+            else { return false }
+            pulling[head] = node
+            return true
+        }
         guard isNew else { return }
         Task {
+            var isFetched = false
             do {
                 try await fetch(head, from: node)
                 timeline.received(head)
                 refused.withLock { $0[head] = nil }
+                isFetched = true
             } catch let error as InvalidCommit {
                 refuse(head, of: node, "\(error)", until: nil)
                 await tell([node, error.author ?? node], error.commit, "\(error)")
@@ -106,7 +116,9 @@ final class Gossip: Sendable {
             } catch PeerError.status(404, _) where head == timeline.missing {
                 lacking.withLock { _ = $0.insert(node) }
             } catch { logger.warning("fetching commit \(head) from node \(node): \(error)") }
-            _ = pulling.withLock { $0.remove(head) }
+            _ = pulling.withLock { $0.removeValue(forKey: head) }
+            guard isFetched else { return }
+            for peer in mesh.peers where peer.isOnline { heard(peer) }
         }
     }
 
