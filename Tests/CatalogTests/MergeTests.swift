@@ -1,5 +1,7 @@
 import Catalog
+import Foundation
 import Simulation
+import Synchronization
 import SystemPackage
 import Testing
 import Volume
@@ -74,5 +76,111 @@ struct MergeTests {
                 for catalog in [a, b] { try reapAll(catalog) }
             }
         }
+    }
+}
+
+/// Changes that are applied in parts, between which operations go on.
+struct ApplyingAheadTests {
+    private static let files = 300
+
+    /// What one node does to the many files, and what it wrote last that nobody here removed.
+    private struct Worker {
+        let catalog: Catalog
+        let mark: UInt8
+        var generator: SeededGenerator
+        var count: UInt16 = 0
+        var written: [InodeNumber: [UInt8]] = [:]
+
+        mutating func work() throws {
+            let text = "n\(Int.random(in: 0..<ApplyingAheadTests.files, using: &generator))"
+            count += 1
+            let bytes = [mark, UInt8(count >> 8), UInt8(count & 255)]
+            do {
+                switch Int.random(in: 0..<8, using: &generator) {
+                case 0:
+                    let file = try name(text)
+                    let ino = try catalog.perform { tx in
+                        let inode = try tx.lookup(.root, file)
+                        _ = try tx.unlink(.root, file, now: time(2))
+                        return inode.ino
+                    }
+                    written[ino] = nil
+                case 1: try catalog.move(text, to: "\(mark).\(count)", into: .root)
+                case 2: try write(bytes, to: try catalog.make("\(mark).\(count)").ino)
+                case 3: try write(bytes, to: try catalog.make(text).ino)
+                default:
+                    let file = try name(text)
+                    try write(bytes, to: catalog.read { try $0.lookup(.root, file).ino })
+                }
+            } catch is Errno {
+                // The name is there, or is not.
+            }
+        }
+
+        private mutating func write(_ bytes: [UInt8], to ino: InodeNumber) throws {
+            _ = try catalog.perform {
+                try $0.setContent(ino, .inline(bytes), modified: time(3), now: time(3))
+            }
+            written[ino] = bytes
+        }
+    }
+
+    @Test(arguments: [2, 4, 6])
+    func whatGoesOnMeanwhileIsKept(seed: UInt64) throws {
+        try withTwo(seed: seed) { a, b, objects in
+            for number in 0..<Self.files { try a.make("n\(number)") }
+            var base = try commit(a, objects)
+            _ = try pull(base, into: b, objects)
+            for round in 0..<4 as Range<UInt8> {
+                var there = Worker(
+                    catalog: a, mark: 100 + round, generator: SeededGenerator(seed: seed))
+                for _ in 0..<400 { try there.work() }
+                let tip = try commit(a, objects)
+                let (here, isApplied) = try bring(tip, to: b, base, objects, round, seed)
+                var next = try commit(b, objects)
+                if !isApplied {
+                    var sink = objects
+                    next = try mergeTrees(
+                        next, tip, bases: [base], source: objects, sink: &sink)
+                    _ = try pull(next, into: b, objects)
+                }
+                _ = try pull(next, into: a, objects)
+                base = next
+                try expectSame(a, b)
+                let bodies = Set(try dump(b).values.map(\.record.content.value.body))
+                for bytes in here.written.values {
+                    #expect(bodies.contains(.file(.inline(bytes))), "\(bytes) in round \(round)")
+                }
+            }
+        }
+    }
+
+    /// Applies while somebody works there, in every other round without a pause.
+    private func bring(
+        _ tip: ObjectID, to catalog: Catalog, _ base: ObjectID, _ objects: MemoryObjects,
+        _ round: UInt8, _ seed: UInt64
+    ) throws -> (Worker, isApplied: Bool) {
+        let change = try difference(from: base, to: tip, source: objects)
+        let end = Atomic(false)
+        let outcome = Mutex<(worker: Worker?, failure: (any Error)?)>((nil, nil))
+        DispatchQueue.concurrentPerform(iterations: 2) { thread in
+            do {
+                if thread == 0 {
+                    defer { end.store(true, ordering: .relaxed) }
+                    _ = try catalog.apply(change, commit: tip) { _ in false }
+                } else {
+                    var worker = Worker(
+                        catalog: catalog, mark: round, generator: SeededGenerator(seed: ~seed))
+                    while !end.load(ordering: .relaxed) {
+                        try worker.work()
+                        if round % 2 == 0 { usleep(4000) }
+                    }
+                    outcome.withLock { [worker] in $0.worker = worker }
+                }
+            } catch { outcome.withLock { [error] in $0.failure = error } }
+        }
+        let (worker, failure) = outcome.withLock { $0 }
+        if let failure, !(failure is ApplyConflict) { throw failure }
+        return (try #require(worker), failure == nil)
     }
 }

@@ -60,6 +60,7 @@ extension EndToEnd {
                 #expect(try await node.tree() == tree)
                 try await node.checkHistory()
             }
+            try await readWithGit(nodes[1])
             try await nodes[2].stop()
             try await nodes[2].start()
             // It has the commit alone.
@@ -68,6 +69,23 @@ extension EndToEnd {
             try await late.join(nodes[0])
             for node in [nodes[2], late] { compare(places, try await show(node), on: node) }
             try await NodeProcess.converge(nodes + [late])
+        }
+
+        /// A clone by stock git is whole, and tells the story of a path: row 0, where the later side wins.
+        private static func readWithGit(_ node: NodeProcess) async throws {
+            let workshop = node.host.network.workshop
+            let outcome = try await node.host.sh(
+                """
+                export HOME="$2" GIT_CONFIG_COUNT=1 GIT_CONFIG_KEY_0=safe.directory GIT_CONFIG_VALUE_0='*'
+                git clone --quiet --no-local "$1"/history.git "$2"/clone
+                cd "$2"/clone
+                git fsck --full --strict --no-progress 2>&1 | grep -v '^notice:' || true
+                git log -p --reverse --format= -- tree/0.0/f.txt | grep -E '^[-+](old|one|two)$' | paste -sd:
+                git log --oneline -- tree/0.0/'f (conflict'* | wc -l
+                grep -hx one tree/0.0/'f (conflict'*
+                """, node.root, workshop.make("clone"), timeout: Bounds.transfer
+            ).succeeded()
+            #expect(outcome.output == "+old:-old:+two\n1\none\n", "\(outcome.report)")
         }
 
         // MARK: The table's rows in a volume

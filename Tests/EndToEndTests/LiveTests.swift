@@ -160,7 +160,7 @@ extension EndToEnd {
 
         @Test("A large change that arrives at once holds nobody up")
         func largeChange() async throws {
-            let count = Bounds.isLong ? 20_000 : 1500
+            let count = Bounds.isLong ? 20_000 : 800
             try await Self.pair { there, here in
                 for (name, change) in Self.changes {
                     try await here.stop()
