@@ -63,7 +63,7 @@ extension Catalog {
     ///
     /// - Parameter isPinned: whether an inode is open: then it is kept when its last link goes, as is
     ///   one with a staging file. Called with the catalog's lock held; must not call the catalog.
-    /// - Parameter ahead: is told what became visible all the same, when this throws.
+    /// - Parameter ahead: is told what becomes visible before the end, part by part, with no lock held.
     /// - Throws: `ApplyConflict`; EIO when the difference contradicts itself or the rows.
     public func apply(
         _ difference: TreeDifference, commit: ObjectID,
@@ -73,18 +73,17 @@ extension Catalog {
         let clock = ContinuousClock()
         // Here only where taking them back failed as well.
         try discardUnseen(clock)
-        var effects = AppliedEffects()
         do {
             var rest = difference
             let isLarge = difference.records.count + difference.places.count > appliedAtOnceMax
             if isLarge { try checkAhead(difference, clock) }
-            try insertUnseen(&rest, isPinned, clock) { effects.add($0) }
+            try insertUnseen(&rest, isPinned, clock, ahead)
             let newborn = unseen.withLock(\.self)
             try fillUnseen(&rest, newborn: newborn, clock)
             if isLarge {
-                try applyAhead(&rest, newborn: newborn, isPinned, clock) { effects.add($0) }
+                try applyAhead(&rest, newborn: newborn, isPinned, clock, ahead)
             }
-            let last = try perform { transaction in
+            let effects = try perform { transaction in
                 var application = Application(transaction, isPinned, newborn: newborn)
                 var effects = try application.run(rest, commit: commit)
                 let last = try transaction.lastContentNumber()
@@ -92,12 +91,9 @@ extension Catalog {
                 return effects
             }
             unseen.withLock { $0 = [] }
-            effects.add(last)
-            effects.newContents = last.newContents
             return effects
         } catch {
             try? discardUnseen(clock)
-            if !effects.isEmpty { ahead(effects) }
             throw error
         }
     }
@@ -139,7 +135,7 @@ extension Catalog {
                 } while index < items.count && clock.now < deadline
                 return application.finished
             }
-            done(effects)
+            if !effects.isEmpty { done(effects) }
         }
     }
 

@@ -104,15 +104,4 @@ extension Application {
 
 extension AppliedEffects {
     var isEmpty: Bool { self == AppliedEffects() }
-
-    /// What happened next.
-    mutating func add(_ later: AppliedEffects) {
-        attributes.formUnion(later.attributes)
-        attributes.subtract(later.removed)
-        contents.formUnion(later.contents)
-        contents.subtract(later.removed)
-        entries += later.entries
-        orphaned.formUnion(later.orphaned)
-        removed.formUnion(later.removed)
-    }
 }
