@@ -26,10 +26,10 @@ final class Timeline: Sendable {
     static let lookedUpMax = 512
     /// After more changes at once memory is given back to the system.
     static let changesKeptMax = 5000
-    /// After a merge no other one is begun for as long as it took, and once more for every node online
-    /// of a lower rank, but no longer than this. Where merges take long, heads that come without a pause
-    /// are merged by few, more at once, and the others find little left to merge.
-    static let mergePauseMax: UInt64 = 10_000
+    /// After a merge no other one is begun for twice as long as it took, and no longer than this: of heads
+    /// that come without a pause more are merged at once then, and two thirds of the time are left for
+    /// committing and for what merges compete with.
+    static let mergePauseMax: UInt64 = 1000
     /// Below it are commits of ours that were not valid, by their ids.
     static let rejected = "refs/rejected/"
 
@@ -670,8 +670,7 @@ final class Timeline: Sendable {
                 let merge = try history.merge(parents)
                 guard try bring(rowsTo: merge, { $0.merged(parents, into: merge) }) else { return }
                 let end = Monotonic.milliseconds
-                let rank = UInt64(hooks.withLock { $0.rank }())
-                let pause = min((rank + 1) * (end - begin), Self.mergePauseMax)
+                let pause = min(2 * (end - begin), Self.mergePauseMax)
                 state.withLock { $0.mergeDue = end + pause }
             case .wait(let until):
                 let due = until.map { UInt64($0 / .milliseconds(1)) + 1 }
