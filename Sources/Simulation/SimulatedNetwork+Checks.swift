@@ -2,23 +2,30 @@ internal import Volume
 
 /// What must be true when the nodes agree.
 extension SimulatedNetwork {
-    /// All commits but merges.
     public struct Counts: Hashable, Sendable {
-        public let changes: Int
-        /// Merges that ever left a node.
-        public let merges: Int
-        public let announcements: Int
+        /// Commits of what was written.
+        public var changes = 0
+        /// Merges that left a node.
+        public var mergesTold = 0
+        /// Merges that any node ever showed.
+        public var mergesMade = 0
+        /// Heads told because they were new, to all who heard them.
+        public var announcements = 0
     }
 
     public func counts() throws -> Counts {
-        guard let first = members.first else {
-            return Counts(changes: 0, merges: 0, announcements: 0)
+        var counts = Counts()
+        guard let first = members.first else { return counts }
+        for id in try nodes[first].commits.ancestry(of: nodes[first].applied) {
+            if work.commits[id]?.isMerge == true {
+                counts.mergesTold += 1
+            } else {
+                counts.changes += 1
+            }
         }
-        let all = try nodes[first].commits.ancestry(of: nodes[first].applied)
-            .compactMap { work.commits[$0] }
-        let merges = all.count(where: \.isMerge)
-        return Counts(
-            changes: all.count - merges, merges: merges, announcements: announcements)
+        counts.mergesMade = work.commits.values.count(where: \.isMerge)
+        counts.announcements = announcements
+        return counts
     }
 
     /// Runs to the end and tells, in words, what is not as it must be.

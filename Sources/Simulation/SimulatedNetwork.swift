@@ -33,6 +33,8 @@ public struct SimulatedNetwork {
         public var skew = -300_000...300_000
         /// What all nodes would compute alike is computed again one time in so many.
         public var recheckOneIn = 8
+        /// The simulation must end of itself long before.
+        public var eventsMax = 4_000_000
         package var mistakes: SimulatedMistakes = []
 
         public init() {}
@@ -74,12 +76,12 @@ public struct SimulatedNetwork {
     static let backfillDelay = 700
     /// The catalog's group commit.
     private static let flushDelay = 50
-    /// The simulation must end of itself long before.
-    var eventsMax = 1_000_000
 
     public internal(set) var nodes: [SimulatedNode] = []
     public private(set) var now = 1_700_000_000_000
     public private(set) var lastWrite = 0
+    /// When the last change was committed anywhere.
+    public private(set) var lastCommit = 0
     /// When all nodes showed the same, and when none had anything more to tell.
     public private(set) var agreedAt: Int?
     public private(set) var convergedAt: Int?
@@ -175,7 +177,7 @@ public struct SimulatedNetwork {
     /// Runs until the nodes agree after the last write. False: they do not within the limit.
     public mutating func run() throws -> Bool {
         var performed = 0
-        while performed < eventsMax, let next = events.next() {
+        while performed < configuration.eventsMax, let next = events.next() {
             if next.time > now, isQuiet {
                 if isAgreed { agreedAt = agreedAt ?? now } else { agreedAt = nil }
                 if isConverged {
@@ -264,6 +266,7 @@ public struct SimulatedNetwork {
         _ node: Int, _ body: (inout SimulatedNode, Int) throws -> Void
     ) throws {
         guard presence[node] == .up else { return }
+        if !nodes[node].space.isClean { lastCommit = now }
         do {
             try body(&nodes[node], now)
             try step(node)

@@ -131,6 +131,11 @@ struct MergeHistory {
         {
             failures.append("the merge depends on the side")
         }
+        var given = Set(parents.flatMap { commits[$0]?.state.groups ?? [] })
+        // A conflict copy's link has the stamp of the content that lost.
+        given.formUnion(
+            given.filter { $0.kind == "content" }.map { .init(kind: "link", stamp: $0.stamp) })
+        if !given.isSuperset(of: state.groups) { failures.append("what no side has") }
         let generation = try parents.map { try self.generation(of: $0) }.max() ?? 0
         commits[head] = Commit(
             parents: parents, generation: generation + 1, state: state, removed: [])
@@ -139,6 +144,37 @@ struct MergeHistory {
         let lost = before.subtracting(present)
         if !lost.isEmpty, !lost.isSubset(of: removed(below: head)) {
             failures.append("content lost")
+        }
+    }
+
+    /// Files that one commit removed, that no commit touched without knowing of it, and that are
+    /// there in the end.
+    func returned() -> Int {
+        guard let final = commits[nodes[0].head]?.state else { return 0 }
+        var below: [ObjectID: Set<ObjectID>] = [:]
+        var removals: [LineageID: [ObjectID]] = [:]
+        var touches: [LineageID: [ObjectID]] = [:]
+        for (id, commit) in commits.sorted(by: { $0.value.generation < $1.value.generation }) {
+            below[id] = commit.parents.reduce(into: [id]) { $0.formUnion(below[$1] ?? []) }
+            guard commit.parents.count == 1, let old = commits[commit.parents[0]]?.state else {
+                continue
+            }
+            for (file, inode) in old where commit.state[file] != inode {
+                if commit.state[file] == nil { removals[file, default: []].append(id) }
+            }
+            for (file, inode) in commit.state {
+                let before = old[file]
+                let isTouched =
+                    before?.record.content.stamp != inode.record.content.stamp
+                    || before?.links != inode.links
+                if isTouched { touches[file, default: []].append(id) }
+            }
+        }
+        return final.values.count { inode in
+            guard !inode.isDirectory, touches[inode.id] != nil else { return false }
+            return removals[inode.id, default: []].contains { removal in
+                touches[inode.id, default: []].allSatisfy { below[removal]?.contains($0) == true }
+            }
         }
     }
 
@@ -223,6 +259,27 @@ extension Fragment {
         let kept = Set(later.values.map(\.record.content.stamp))
         return Set(
             values.map(\.record.content).filter { !kept.contains($0.stamp) }.map(\.value.body))
+    }
+
+    /// Every group by its kind and stamp; a merge takes them from the sides.
+    struct Group: Hashable {
+        let kind: String
+        let stamp: Stamp
+    }
+
+    var groups: Set<Group> {
+        var groups: Set<Group> = []
+        for inode in values {
+            let record = inode.record
+            groups.insert(Group(kind: "content", stamp: record.content.stamp))
+            groups.insert(Group(kind: "mode", stamp: record.mode.stamp))
+            groups.insert(Group(kind: "owner", stamp: record.owner.stamp))
+            for xattr in record.xattrs.values {
+                groups.insert(Group(kind: "xattr", stamp: xattr.stamp))
+            }
+            for link in inode.links.values { groups.insert(Group(kind: "link", stamp: link.stamp)) }
+        }
+        return groups
     }
 
     var stamps: [Stamp] {

@@ -6,36 +6,53 @@ import Testing
 @Suite struct MergeHistoryTests {
     @Test("Random histories of five nodes converge, lose nothing and stay well-formed")
     func randomHistories() {
+        let needed = Seeds.isLong ? 1_000_000 : 800
         var merges = 0
-        for seed in Seeds.range(0..<120) {
+        for seed in Seeds.range(0..<120, long: 1_000_000) where merges < needed {
             var history = MergeHistory(seed: seed)
             history.run(steps: 60)
             merges += history.merges
             #expect(history.failures.isEmpty, "seed \(seed)")
+            #expect(history.returned() == 0, "seed \(seed)")
         }
-        #expect(merges > 800)
+        #expect(merges >= needed)
     }
 }
 
 /// Each rule that looks dispensable, taken out: something above or below must notice.
 @Suite struct MergeDefectTests {
-    private func failures(_ defects: MergeDefects, seeds: Range<UInt64>) -> Set<String> {
-        var found: Set<String> = []
-        for seed in seeds where found.isEmpty {
-            var history = MergeHistory(seed: seed, defects: defects)
-            history.run(steps: 60)
-            found.formUnion(history.failures)
-        }
-        return found
-    }
-
+    /// The first seeds at which something is noticed, found by search.
     @Test(
         "Random histories notice a rule that is missing",
         arguments: [
-            MergeDefects.lastLinkNotKept, .copiesDependOnSide, .cyclesIgnored,
-        ])
-    func noticed(defects: MergeDefects) {
-        #expect(!failures(defects, seeds: 0..<150).isEmpty)
+            (MergeDefects.lastLinkNotKept, 121), (.copiesDependOnSide, 1), (.cyclesIgnored, 103),
+        ] as [(MergeDefects, UInt64)])
+    func noticed(defects: MergeDefects, seed: UInt64) {
+        var history = MergeHistory(seed: seed, defects: defects)
+        history.run(steps: 60)
+        #expect(!history.failures.isEmpty)
+    }
+
+    @Test(
+        "Removed files return with a single base, and with values in place of stamps",
+        arguments: [MergeDefects.onlyOneBase, .valuesForStamps])
+    func returned(defects: MergeDefects) {
+        let seed = (0..<60 as Range<UInt64>).first { seed in
+            var history = MergeHistory(seed: seed, defects: defects)
+            history.run(steps: 60)
+            return history.returned() > 0
+        }
+        #expect(seed != nil)
+    }
+
+    @Test("What returns from a base shows attributes that no side has")
+    func returnedFromBase() {
+        let seed = (0..<60 as Range<UInt64>).first { seed in
+            var history = MergeHistory(seed: seed, defects: .directoriesReturnFromBase)
+            history.run(steps: 60)
+            return history.failures.contains("what no side has")
+        }
+        #expect(seed != nil)
     }
 
     @Test("Folding in order of arrival makes trees that depend on it")

@@ -12,8 +12,11 @@ enum Seeds {
         return text.flatMap { UInt64($0) } ?? 0
     }()
 
-    static func range(_ usual: Range<UInt64>) -> Range<UInt64> {
+    static var isLong: Bool { longStart != nil }
+
+    /// - Parameter long: how many in a long run; nil: the usual number times `longFactor`.
+    static func range(_ usual: Range<UInt64>, long: Int? = nil) -> Range<UInt64> {
         guard let start = longStart else { return usual }
-        return start..<start + UInt64(usual.count * longFactor)
+        return start..<start + UInt64(long ?? usual.count * longFactor)
     }
 }
