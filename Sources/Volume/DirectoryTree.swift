@@ -291,7 +291,7 @@ extension Shard {
         if removals == 0 { return nil }
         var budget = Limits.directoryEntriesUnsplitMax + removals
         if try exceeds(&budget, source) { return nil }
-        let all = Self.merge(try all(source), changes)
+        let all = Self.merge(try all(source).sorted(by: TreeEntry.precedesInGit), changes)
         return all.count > Limits.directoryEntriesUnsplitMax ? nil : all
     }
 
@@ -305,16 +305,25 @@ extension Shard {
         }
     }
 
+    /// Entries in the order of Git, before and after.
     private static func merge(_ entries: [TreeEntry], _ changes: [ShardChange]) -> [TreeEntry] {
-        var byName: [[UInt8]: TreeEntry] = [:]
-        byName.reserveCapacity(entries.count + changes.count)
-        for entry in entries { byName[entry.name] = entry }
+        var changed: [[UInt8]: TreeEntry?] = [:]
         for change in changes {
-            byName[change.name] = change.child.map {
+            let entry = change.child.map {
                 TreeEntry(name: change.name, kind: $0.entryKind, id: $0.id)
             }
+            changed.updateValue(entry, forKey: change.name)
         }
-        return byName.values.sorted(by: TreeEntry.precedesInGit)
+        var added = changed.values.compactMap(\.self).sorted(by: TreeEntry.precedesInGit)[...]
+        var merged: [TreeEntry] = []
+        merged.reserveCapacity(entries.count + added.count)
+        for entry in entries where changed[entry.name] == nil {
+            while let first = added.first, TreeEntry.precedesInGit(first, entry) {
+                merged.append(added.removeFirst())
+            }
+            merged.append(entry)
+        }
+        return merged + added
     }
 
     /// Splits what is too large, from the ground up.

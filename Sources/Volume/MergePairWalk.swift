@@ -168,9 +168,11 @@ struct MergePairWalk<Source: TreeSource> {
             }
             return
         }
+        let differing = TreeEntry.differing(
+            try old?.entriesBelow(source) ?? [], try new?.entriesBelow(source) ?? [])
         var before: [[UInt8]: TreeEntry] = [:]
-        for entry in try old?.entriesBelow(source) ?? [] { before[entry.name] = entry }
-        for entry in try new?.entriesBelow(source) ?? [] {
+        for entry in differing.old { before[entry.name] = entry }
+        for entry in differing.new {
             let earlier = before.removeValue(forKey: entry.name)
             if earlier != entry { try visit(&self, earlier, entry) }
         }

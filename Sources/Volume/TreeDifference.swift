@@ -293,9 +293,10 @@ private struct DifferenceWalk<Source: TreeSource> {
     private mutating func compareLists(
         _ old: [TreeEntry], _ new: [TreeEntry], visit: Visit
     ) throws -> Int {
+        let differing = TreeEntry.differing(old, new)
         var before: [[UInt8]: TreeEntry] = [:]
-        for entry in old { before[entry.name] = entry }
-        for entry in new {
+        for entry in differing.old { before[entry.name] = entry }
+        for entry in differing.new {
             let earlier = before.removeValue(forKey: entry.name)
             if entry == earlier { continue }
             try visit(&self, entry, earlier.map(TreeChild.init), TreeChild(entry))

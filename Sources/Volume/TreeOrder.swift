@@ -37,4 +37,23 @@ extension TreeEntry {
         let right = other.count > common ? other[common] : otherKind == .tree ? 0x2F : 0
         return left < right
     }
+    /// What two lists in Git's order do not have in common; of lists in another order it may be more.
+    static func differing(
+        _ old: [TreeEntry], _ new: [TreeEntry]
+    ) -> (old: [TreeEntry], new: [TreeEntry]) {
+        var found: (old: [TreeEntry], new: [TreeEntry]) = ([], [])
+        var (i, j) = (0, 0)
+        while i < old.count, j < new.count {
+            if old[i] == new[j] {
+                (i, j) = (i + 1, j + 1)
+            } else if precedesInGit(new[j], old[i]) {
+                found.new.append(new[j])
+                j += 1
+            } else {
+                found.old.append(old[i])
+                i += 1
+            }
+        }
+        return (found.old + old[i...], found.new + new[j...])
+    }
 }

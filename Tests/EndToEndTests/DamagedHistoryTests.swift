@@ -41,7 +41,7 @@ extension EndToEnd {
                 try await b.join(a)
                 try await b.waitForPeers("a")
                 try await a.sh("mkdir d; for i in {1..40}; do echo $i >d/$i; done").succeeded()
-                try await b.sees("d/40")
+                try await a.settle()
                 for (round, damage) in Damage.tried.enumerated() {
                     try await a.sh("echo \(round) >round; rm d/\(round + 1)").succeeded()
                     try await b.sees("d/\(round + 1)", false)
