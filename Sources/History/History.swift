@@ -22,6 +22,8 @@ public final class History: Sendable {
     private let sequence = Atomic<Int>(0)
     /// Held by a repack: one at a time.
     let repacking = Mutex(())
+    /// Held while the heads of peers change.
+    let notingHeads = Mutex(())
 
     /// The reference that stands for this node's state.
     public static let main = "refs/heads/main"

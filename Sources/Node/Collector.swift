@@ -173,7 +173,7 @@ final class Collector: Sendable {
                 if isForgotten { continue }
                 guard let commit else { return false }
                 var heads = online[entry.id] ?? []
-                if let head = try history.reference("refs/peers/\(entry.id)") {
+                if let head = try history.reference(History.peerReference(entry.id)) {
                     heads.append(head)
                 }
                 let graph = history.graph

@@ -185,7 +185,7 @@ final class Gossip: Sendable {
             _ = try history.receive(packs: [path], heads: [head]) { commit, intake in
                 try validate(commit, intake)
             }
-            try history.setReference("refs/peers/\(node)", to: head)
+            try history.noteHead(head, of: node)
         }
     }
 

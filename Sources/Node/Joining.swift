@@ -60,7 +60,7 @@ struct Joining: Sendable {
                 try? FileManager.default.removeItem(atPath: directory.string)
                 throw error
             }
-            try history.setReference("refs/peers/\(peer)", to: list.head)
+            try history.noteHead(list.head, of: peer)
             try? FileManager.default.removeItem(atPath: directory.string)
         }
         return list.head

@@ -129,7 +129,7 @@ final class Timeline: Sendable {
         let main = try recoverBranch(applied)
         let heads = try Self.heads(applied, history)
         // Fetched before the last stop and not applied; a branch that is ahead of the rows likewise.
-        var known = Set(try history.references(below: "refs/peers/").values)
+        var known = try history.peerHeads()
         if main != applied { known.insert(main) }
         state.withLock { [known] in
             $0.heads = heads
@@ -146,7 +146,7 @@ final class Timeline: Sendable {
         let main = try history.head()
         if let main, try !history.graph.isAncestor(main, of: applied) {
             // The catalog is an older copy; before the branch moves with its commits.
-            try history.setReference("refs/peers/\(node)", to: main)
+            try history.noteHead(main, of: node)
             return main
         }
         if main != applied { try history.setHead(applied) }
@@ -506,7 +506,7 @@ final class Timeline: Sendable {
         let parents = parent.map { [$0] } ?? []
         let commit = try Commit(
             tree: outcome.root, parents: parents,
-            seconds: Int64(Monotonic.wallMilliseconds / 1000),
+            seconds: Int64(min(Monotonic.wallMilliseconds, Limits.clockMillisecondsMax) / 1000),
             message: try message(.change(node), outcome.newestStamp, parents))
         return try sink.write(commit: commit)
     }
@@ -706,6 +706,7 @@ final class Timeline: Sendable {
             warn(of: removal, from: applied)
             try update(done)
             try history.setHead(commit)
+            try history.forgetMerged(into: commit)
             return true
         } catch let conflict as ApplyConflict {
             logger.debug("applying \(commit): \(conflict)")

@@ -145,6 +145,25 @@ import Volume
             code { _ = try Commit(tree: id, parents: [], seconds: 1, message: [0]) } == .malformed)
     }
 
+    @Test func noHeadOfAPeerIsForgottenBeforeItIsMerged() throws {
+        let history = try scratch.repository()
+        let peer = NodeID(high: 1, low: 2)
+        let base = try history.commit(Files(["a": "1"]))
+        let one = try history.commit(Files(["a": "1", "b": "1"]), on: [base])
+        let other = try history.commit(Files(["a": "1", "c": "1"]), on: [base])
+        try history.setHead(base)
+        for head in [base, one, other] { try history.noteHead(head, of: peer) }
+        #expect(try history.peerHeads() == [one, other])
+        let again = try History.open(history.path)
+        #expect(again.graph.contains(one))
+        #expect(try again.peerHeads() == [one, other])
+        let merge = try history.commit(Files(["a": "1", "b": "1", "c": "1"]), on: [one, other])
+        try history.forgetMerged(into: merge)
+        #expect(try history.peerHeads() == [other])
+        try history.noteHead(merge, of: peer)
+        #expect(try history.peerHeads() == [merge])
+    }
+
     @Test func referencesAreSetListedMovedAndDeleted() throws {
         let history = try scratch.repository()
         #expect(try history.head() == nil)
