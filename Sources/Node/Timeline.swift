@@ -26,10 +26,6 @@ final class Timeline: Sendable {
     static let lookedUpMax = 512
     /// After more changes at once memory is given back to the system.
     static let changesKeptMax = 5000
-    /// After a merge no other one is begun for twice as long as it took, and no longer than this: of heads
-    /// that come without a pause more are merged at once then, and two thirds of the time are left for
-    /// committing and for what merges compete with.
-    static let mergePauseMax: UInt64 = 1000
     /// Below it are commits of ours that were not valid, by their ids.
     static let rejected = "refs/rejected/"
 
@@ -50,8 +46,6 @@ final class Timeline: Sendable {
         var wanted = false
         var stopping = false
         var running = false
-        /// Before it nothing is merged.
-        var mergeDue: UInt64 = 0
         /// When the heads want to be looked at again.
         var headsDue: UInt64?
         /// What is announced and applied; nil before the volume's first commit.
@@ -661,17 +655,8 @@ final class Timeline: Sendable {
             case .adopt(let commit):
                 guard try bring(rowsTo: commit, { $0.adopted(commit) }) else { return }
             case .merge(let parents):
-                let begin = Monotonic.milliseconds
-                let isDue = state.withLock { state in
-                    if begin < state.mergeDue { state.headsDue = state.mergeDue }
-                    return begin >= state.mergeDue
-                }
-                guard isDue else { return }
                 let merge = try history.merge(parents)
                 guard try bring(rowsTo: merge, { $0.merged(parents, into: merge) }) else { return }
-                let end = Monotonic.milliseconds
-                let pause = min(2 * (end - begin), Self.mergePauseMax)
-                state.withLock { $0.mergeDue = end + pause }
             case .wait(let until):
                 let due = until.map { UInt64($0 / .milliseconds(1)) + 1 }
                 state.withLock { $0.headsDue = due }

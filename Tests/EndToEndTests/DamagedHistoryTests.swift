@@ -42,6 +42,7 @@ extension EndToEnd {
                 try await b.waitForPeers("a")
                 try await a.sh("mkdir d; for i in {1..40}; do echo $i >d/$i; done").succeeded()
                 try await a.settle()
+                try await NodeProcess.converge([a, b])
                 for (round, damage) in Damage.tried.enumerated() {
                     try await a.sh("echo \(round) >round; rm d/\(round + 1)").succeeded()
                     try await b.sees("d/\(round + 1)", false)
@@ -87,8 +88,8 @@ extension EndToEnd {
                 try await b.join(a)
                 try await b.waitForPeers("a")
                 try await a.sh("mkdir d; for i in {1..40}; do echo $i >d/$i; done").succeeded()
-                try await b.sees("d/40")
-                try await b.settle()
+                try await a.settle()
+                try await NodeProcess.converge([a, b])
                 // So that nothing of it is remembered: only what commits need is read.
                 try await b.stop()
                 try await b.start()
@@ -152,7 +153,8 @@ extension EndToEnd {
                 try await b.join(a)
                 try await b.waitForPeers("a")
                 try await a.sh("echo 1 >one; echo 2 >two").succeeded()
-                try await b.sees("two")
+                try await a.settle()
+                try await NodeProcess.converge([a, b])
                 try await a.kill9()
                 // Only here, and then nowhere: the live state has to stand for it.
                 try await b.waitForPeers(within: Bounds.offline)

@@ -35,9 +35,14 @@ extension EndToEnd {
                     try Self.flags(flags, "holding").count == rows.count
                 }
                 try await Apart.perform([(there, rows.map { ($0.directory, $0.row.there) })])
-                Self.compare(
-                    "meanwhile", rows.map { ($0, $1, $1.meanwhile) },
-                    try await Apart.show(here), on: here)
+                // A node has taken in what it has not applied yet.
+                try await eventually("what changed there is here", within: Bounds.transfer) {
+                    let wrong = Self.compare(
+                        "meanwhile", rows.map { ($0, $1, $1.meanwhile) },
+                        try await Apart.show(here), on: here)
+                    if !wrong.isEmpty { throw Failure(wrong.joined(separator: "\n")) }
+                    return true
+                }
                 _ = try here.host.network.workshop.write("", to: "flags/go")
                 #expect(try await holders.wait(Bounds.transfer) == 0)
                 for (directory, row) in rows {
@@ -47,9 +52,10 @@ extension EndToEnd {
                 try await here.settle()
                 try await NodeProcess.converge([there, here])
                 for node in [here, there] {
-                    Self.compare(
+                    let wrong = Self.compare(
                         "in the end", rows.map { ($0, $1, $1.end) }, try await Apart.show(node),
                         on: node)
+                    #expect(wrong.isEmpty, "\(wrong.joined(separator: "\n"))")
                     try await node.checkHistory()
                 }
             }
@@ -96,21 +102,19 @@ extension EndToEnd {
         private static func compare(
             _ when: String, _ rows: [(directory: String, row: LiveRow, expected: [String])],
             _ shown: [String: [String]], on node: NodeProcess
-        ) {
-            for (directory, row, expected) in rows {
+        ) -> [String] {
+            rows.compactMap { directory, row, expected in
                 let own = expected.filter { !$0.hasPrefix("/") }
                 let seen = (shown[directory] ?? []).map(inRoles).sorted()
                 let isAtTop = expected.filter { $0.hasPrefix("/") }.allSatisfy {
                     shown[String($0.dropFirst())] != nil
                 }
-                if seen != own || !isAtTop {
-                    Issue.record(
-                        """
-                        \(when) on \(node.name), \(directory) \(row)
-                        expected: \(expected.map { $0.prefix(200) })
-                            seen: \(seen.map { $0.prefix(200) })\(isAtTop ? "" : " \(shown.keys.sorted())")
-                        """)
-                }
+                if seen == own, isAtTop { return nil }
+                return """
+                    \(when) on \(node.name), \(directory) \(row)
+                    expected: \(expected.map { $0.prefix(200) })
+                        seen: \(seen.map { $0.prefix(200) })\(isAtTop ? "" : " \(shown.keys.sorted())")
+                    """
             }
         }
 
