@@ -21,8 +21,6 @@ public enum HistoryLimits {
     public static let batchObjectsMax = 100_000
     /// More packs than this are combined in the background.
     public static let packsMax = 50
-    /// Combining takes longer than all the commits that made them: under a load it waits.
-    public static let packsUnderLoadMax = 300
     /// Objects that one repack combines at most.
     public static let repackObjectsMax = 500_000
     /// Free bytes that must be left after a pack is written.

@@ -6,13 +6,12 @@ import Volume
 extension History {
     public func packCount() throws -> Int { try packs.count() }
 
-    /// Combines small packs into one once there are more than `HistoryLimits.packsMax`, or than
-    /// `packsUnderLoadMax` while commits follow one another; whether it did. Takes seconds at most;
-    /// meant for a background thread. A second caller meanwhile returns at once.
+    /// Combines small packs into one once there are more than `HistoryLimits.packsMax`; whether it
+    /// did. Takes seconds at most; meant for a background thread. A second caller meanwhile returns
+    /// at once.
     @discardableResult
-    public func repackIfNeeded(underLoad: Bool = false) throws -> Bool {
-        let most = underLoad ? HistoryLimits.packsUnderLoadMax : HistoryLimits.packsMax
-        guard try packCount() > most else { return false }
+    public func repackIfNeeded() throws -> Bool {
+        guard try packCount() > HistoryLimits.packsMax else { return false }
         return try repacking.withLockIfAvailable { _ in try repack() } ?? false
     }
 

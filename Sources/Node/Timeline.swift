@@ -303,8 +303,7 @@ final class Timeline: Sendable {
                 try commitMakingRoom()
             }
             let isConverged = attempt(.converging) { try converge() }
-            let isLoaded = state.withLock { $0.dirtySince != nil || !$0.incoming.isEmpty }
-            attempt(.repacking) { _ = try history.repackIfNeeded(underLoad: isLoaded) }
+            attempt(.repacking) { _ = try history.repackIfNeeded() }
             attempt(.healing) { try healIfSuspect() }
             if isCommitted { for waiter in waiters { waiter() } }
             wake()
