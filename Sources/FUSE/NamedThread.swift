@@ -63,64 +63,34 @@ final class NamedThread: Sendable {
 
 /// State with a lock and a condition variable: the standard library's `Mutex` has none.
 ///
-/// Unchecked: `state` is only touched under `mutex`; the pthread objects are at fixed addresses.
+/// Unchecked: `state` is only touched under the condition's lock.
 final class Monitor<State>: @unchecked Sendable {
     private var state: State
-    private let mutex = UnsafeMutablePointer<pthread_mutex_t>.allocate(capacity: 1)
-    private let condition = UnsafeMutablePointer<pthread_cond_t>.allocate(capacity: 1)
+    private let condition = TimedCondition()
 
-    init(_ state: sending State) {
-        self.state = state
-        mutex.initialize(to: pthread_mutex_t())
-        condition.initialize(to: pthread_cond_t())
-        pthread_mutex_init(mutex, nil)
-        var attributes = pthread_condattr_t()
-        pthread_condattr_init(&attributes)
-        pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC)
-        pthread_cond_init(condition, &attributes)
-        pthread_condattr_destroy(&attributes)
-    }
-
-    deinit {
-        pthread_cond_destroy(condition)
-        pthread_mutex_destroy(mutex)
-        condition.deallocate()
-        mutex.deallocate()
-    }
+    init(_ state: sending State) { self.state = state }
 
     /// Changes the state and wakes everybody who waits for a change.
     func update<Result>(_ body: (inout State) -> Result) -> Result {
-        pthread_mutex_lock(mutex)
-        defer { pthread_mutex_unlock(mutex) }
-        let result = body(&state)
-        pthread_cond_broadcast(condition)
-        return result
+        condition.withLock {
+            defer { condition.broadcast() }
+            return body(&state)
+        }
     }
 
-    func read<Result>(_ body: (State) -> Result) -> Result {
-        pthread_mutex_lock(mutex)
-        defer { pthread_mutex_unlock(mutex) }
-        return body(state)
-    }
+    func read<Result>(_ body: (State) -> Result) -> Result { condition.withLock { body(state) } }
 
     /// Waits until `body` returns something; nil when `timeout` passed first.
     func wait<Result>(timeout: Duration? = nil, _ body: (inout State) -> Result?) -> Result? {
-        var deadline = timespec()
-        if let timeout {
-            clock_gettime(CLOCK_MONOTONIC, &deadline)
-            let (seconds, nanoseconds) = timeout.wire
-            let sum = deadline.tv_nsec + Int(nanoseconds)
-            deadline.tv_sec += Int(seconds) + sum / 1_000_000_000
-            deadline.tv_nsec = sum % 1_000_000_000
-        }
-        pthread_mutex_lock(mutex)
-        defer { pthread_mutex_unlock(mutex) }
-        while true {
-            if let result = body(&state) { return result }
-            if timeout == nil {
-                pthread_cond_wait(condition, mutex)
-            } else if pthread_cond_timedwait(condition, mutex, &deadline) == ETIMEDOUT {
-                return body(&state)
+        let deadline = timeout.map { ContinuousClock.now + $0 }
+        return condition.withLock {
+            while true {
+                if let result = body(&state) { return result }
+                if let deadline {
+                    guard condition.wait(until: deadline) else { return body(&state) }
+                } else {
+                    condition.wait()
+                }
             }
         }
     }

@@ -1,4 +1,5 @@
 public import Catalog
+import FUSE
 import Glibc
 public import Logging
 public import Store

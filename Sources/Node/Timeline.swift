@@ -1,4 +1,5 @@
 import Catalog
+import FUSE
 import History
 import Logging
 import Mount

@@ -2,12 +2,12 @@ import Glibc
 
 /// A lock and a condition variable whose timed waits follow the monotonic clock. Foundation's follow the
 /// wall clock: set back by an hour, it makes a wait of a millisecond last an hour.
-public final class TimedCondition: @unchecked Sendable {
+package final class TimedCondition: @unchecked Sendable {
     // Sendable: the pthread objects are at fixed addresses, and nothing else is here.
     private let mutex = UnsafeMutablePointer<pthread_mutex_t>.allocate(capacity: 1)
     private let condition = UnsafeMutablePointer<pthread_cond_t>.allocate(capacity: 1)
 
-    public init() {
+    package init() {
         mutex.initialize(to: pthread_mutex_t())
         condition.initialize(to: pthread_cond_t())
         pthread_mutex_init(mutex, nil)
@@ -25,22 +25,22 @@ public final class TimedCondition: @unchecked Sendable {
         mutex.deallocate()
     }
 
-    public func withLock<Result>(_ body: () throws -> Result) rethrows -> Result {
+    package func withLock<Result>(_ body: () throws -> Result) rethrows -> Result {
         pthread_mutex_lock(mutex)
         defer { pthread_mutex_unlock(mutex) }
         return try body()
     }
 
     /// Wakes everybody who waits.
-    public func broadcast() { pthread_cond_broadcast(condition) }
+    package func broadcast() { pthread_cond_broadcast(condition) }
 
     /// Inside `withLock`.
-    public func wait() { pthread_cond_wait(condition, mutex) }
+    package func wait() { pthread_cond_wait(condition, mutex) }
 
     /// Inside `withLock`.
     /// - Returns: false when the deadline has passed.
     @discardableResult
-    public func wait(until deadline: ContinuousClock.Instant) -> Bool {
+    package func wait(until deadline: ContinuousClock.Instant) -> Bool {
         let left = (deadline - .now).components
         guard left.seconds >= 0, left.attoseconds > 0 || left.seconds > 0 else { return false }
         var end = timespec()
