@@ -98,7 +98,7 @@ extension VirtualDirectory {
     func openPastDirectory(_ node: PastNode, _ reply: consuming Reply) {
         later("list", reply) { [self] reply in
             let listing = PastListing(try tree.directory(node))
-            let handle = insert(.directory(node, listing))
+            let handle = handles.insert(.directory(node, listing))
             if !reply.open(handle, flags: [.cacheDirectory, .keepCache]) { close(handle) }
         }
     }
@@ -108,7 +108,7 @@ extension VirtualDirectory {
             let states = try tree.source.list().map { name, state in
                 (name: name, ino: PastState.top(of: state.tree), mode: S_IFDIR)
             }
-            let handle = insert(.states(states))
+            let handle = handles.insert(.states(states))
             if !reply.open(handle) { close(handle) }
         }
     }
@@ -124,7 +124,7 @@ extension VirtualDirectory {
             var isTaken = false
             defer { if !isTaken { for nodeid in counted { nodes.forget(nodeid, count: 1) } } }
             try fill(&page, node, &listing, &counted)
-            replace(number, .directory(node, listing))
+            handles.replace(number, .directory(node, listing))
             isTaken = reply.directory(page.buffer)
         }
     }
@@ -179,10 +179,10 @@ extension VirtualDirectory {
         node.file.withLock { file in
             do throws(Errno) {
                 let opened = try files.open(content, of: node, &file)
-                let handle = insert(.file(node))
+                let handle = handles.insert(.file(node))
                 let isTaken = reply.open(handle, flags: opened.flags, backing: opened.backing)
                 guard !isTaken else { return }
-                remove(handle)
+                handles.remove(handle)
                 files.close(node, &file)
             } catch { reply.error(error) }
         }
@@ -192,7 +192,7 @@ extension VirtualDirectory {
         _ request: RequestHeader, handle: UInt64, offset: UInt64, whence: Int32,
         reply: consuming Reply
     ) {
-        guard case .file(let node) = self.handle(handle) else {
+        guard case .file(let node) = handles.handle(handle) else {
             reply.error(.badFileDescriptor)
             return
         }
@@ -201,7 +201,7 @@ extension VirtualDirectory {
 
     /// Out of the past: where the disk shares blocks, a large file takes no time.
     func copyFileRange(_ request: RequestHeader, _ copy: CopyRequest, reply: consuming Reply) {
-        guard case .file(let node) = handle(copy.handle),
+        guard case .file(let node) = handles.handle(copy.handle),
             let (file, extent) = files.object(of: node),
             let copying = copying.withLock({ $0 })
         else {

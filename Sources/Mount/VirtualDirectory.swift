@@ -25,7 +25,7 @@ final class VirtualDirectory: FileSystem {
     static let firstOfPast = bit | 16
     private static let statusName = Array("status".utf8)
     private static let statesName = Array("at".utf8)
-    /// What a descriptor of the kernel stands for; bounded by open descriptors.
+    /// What a descriptor of the kernel stands for.
     enum Handle: Sendable {
         /// Fixed for this descriptor.
         case status([UInt8])
@@ -40,11 +40,6 @@ final class VirtualDirectory: FileSystem {
             SharedDescriptor, Extent, RequestHeader, CopyRequest, consuming Reply
         ) -> Void
 
-    private struct Open {
-        var handles: [UInt64: Handle] = [:]
-        var next: UInt64 = 1
-    }
-
     let tree: PastTree
     let names = PastNames<PastState>()
     let nodes = PastNodes(from: firstOfPast)
@@ -52,7 +47,7 @@ final class VirtualDirectory: FileSystem {
     let derived: DerivedXattrs
     /// Runs whatever reads the history: its packs may be cold. The present goes first.
     let queue = WorkQueue(name: "past", threads: 2, .background)
-    private let open = Mutex(Open())
+    let handles = HandleTable<Handle>()
     /// Copies an object into a file of the volume.
     let copying = Mutex<Copy?>(nil)
     private let status: @Sendable () -> [UInt8]
@@ -138,7 +133,7 @@ final class VirtualDirectory: FileSystem {
                 throw .readOnlyFileSystem
             }
             if request.nodeid == Self.statusFile {
-                reply.open(insert(.status(status())), flags: .directIO)
+                reply.open(handles.insert(.status(status())), flags: .directIO)
                 return
             }
             openPast(try node(request), reply)
@@ -148,7 +143,7 @@ final class VirtualDirectory: FileSystem {
     func read(
         _ request: RequestHeader, handle: UInt64, offset: UInt64, size: Int, reply: consuming Reply
     ) {
-        switch self.handle(handle) {
+        switch handles.handle(handle) {
         case .status(let text):
             reply.data(Array(text.dropFirst(Int(clamping: offset)).prefix(size)))
         case .file(let node): files.read(node, request, offset: offset, size: size, reply)
@@ -190,7 +185,7 @@ final class VirtualDirectory: FileSystem {
         _ reply: consuming Reply
     ) {
         var page = DirectoryPage(offset: offset, size: size, isPlus: plus)
-        switch (request.nodeid, self.handle(handle)) {
+        switch (request.nodeid, handles.handle(handle)) {
         case (Self.directory, _):
             page.fill([
                 ([0x2E], Self.directory, S_IFDIR), ([0x2E, 0x2E], VnodeTable.rootNode, S_IFDIR),
@@ -221,28 +216,8 @@ final class VirtualDirectory: FileSystem {
         return node
     }
 
-    func insert(_ handle: Handle) -> UInt64 {
-        open.withLock { open in
-            defer { open.next += 1 }
-            open.handles[open.next] = handle
-            return open.next
-        }
-    }
-
-    func handle(_ number: UInt64) -> Handle? { open.withLock { $0.handles[number] } }
-
-    /// What was read of a directory on the way.
-    func replace(_ number: UInt64, _ handle: Handle) {
-        open.withLock { if $0.handles[number] != nil { $0.handles[number] = handle } }
-    }
-
-    @discardableResult
-    func remove(_ number: UInt64) -> Handle? {
-        open.withLock { $0.handles.removeValue(forKey: number) }
-    }
-
     func close(_ number: UInt64) {
-        guard let handle = remove(number) else { return }
+        guard let handle = handles.remove(number) else { return }
         if case .file(let node) = handle {
             names.used(node.state, now: Monotonic.milliseconds)
             files.close(node)
@@ -253,7 +228,7 @@ final class VirtualDirectory: FileSystem {
 
     /// As for the volume: of a mount that was taken away nothing is released.
     func ended() {
-        for number in open.withLock({ Array($0.handles.keys) }) { close(number) }
+        for number in handles.open { close(number) }
         nodes.forgetAll()
     }
 

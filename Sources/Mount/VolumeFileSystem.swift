@@ -35,7 +35,7 @@ public final class VolumeFileSystem: FileSystem {
     let remote: any RemoteContent
     let options: Options
     let logger: Logger
-    let handles = HandleTable()
+    let handles = HandleTable<Handle>()
     /// Runs what would keep a reader thread waiting for the disk: copies before a write, truncations.
     let preparation = WorkQueue(name: "prepare", threads: 2)
     /// Runs what an fsync waits for: as many at once as a disk orders well among themselves.
