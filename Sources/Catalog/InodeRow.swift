@@ -56,7 +56,7 @@ public struct InodeRow: Hashable, Sendable {
 public typealias CatalogInode = InodeRow
 
 extension Body {
-    var kind: InodeRow.Kind {
+    public var kind: InodeRow.Kind {
         switch self {
         case .file: .file
         case .directory: .directory

@@ -2,25 +2,8 @@ public import Volume
 
 /// The volume as a commit has it. Reads what is asked for and no more.
 public struct Past: Sendable {
-    public struct Directory: Sendable {
-        public let record: Record
-        /// The Git tree: equal ids are equal directories.
-        public let id: ObjectID
-        public let tree: DirectoryTree
-    }
-
-    public enum Item: Sendable {
-        case directory(Directory)
-        /// Anything else, and how many names it has in the commit.
-        case other(Record, links: Int)
-
-        public var record: Record {
-            switch self {
-            case .directory(let directory): directory.record
-            case .other(let record, _): record
-            }
-        }
-    }
+    public typealias Item = TreeItem
+    public typealias Directory = TreeItem.Directory
 
     public let commit: ObjectID
     public let volume: VolumeTree
@@ -33,7 +16,7 @@ public struct Past: Sendable {
         volume = try VolumeTree(reading: history.graph.tree(of: commit), from: history)
     }
 
-    public func top() throws -> Directory { try directory(volume.root) }
+    public func top() throws -> Directory { try volume.directory(volume.root, from: source) }
 
     /// What stands at a path; nil if nothing does. Empty: the top directory.
     public func item(at path: some Sequence<FileName>) throws -> Item? {
@@ -64,25 +47,5 @@ public struct Past: Sendable {
         try directory.tree.children(after: cookie, limit: limit, from: source)
     }
 
-    public func item(_ child: TreeChild) throws -> Item {
-        switch child {
-        case .directory(let id): return .directory(try directory(id))
-        case .blob(let id):
-            switch try EntryBlob(decoding: source.blob(id)) {
-            case .single(let record, _): return .other(record, links: 1)
-            case .reference(let link):
-                guard let shared = try volume.sharedRecord(link.target, from: source) else {
-                    throw InvalidTree("a link to a record that is not there")
-                }
-                return .other(shared.record, links: shared.links)
-            case .top, .shared:
-                throw InvalidTree("a directory's or shared record at a file's place")
-            }
-        }
-    }
-
-    private func directory(_ id: ObjectID) throws -> Directory {
-        let tree = try DirectoryTree(reading: id, from: source)
-        return Directory(record: try tree.record(from: source).record, id: id, tree: tree)
-    }
+    public func item(_ child: TreeChild) throws -> Item { try volume.item(child, from: source) }
 }

@@ -1,3 +1,4 @@
+import Catalog
 import FUSE
 import Glibc
 import SystemPackage
@@ -22,29 +23,17 @@ struct PastTree: Sendable {
     }
 
     func top(of state: PastState) throws -> PastInode {
-        try inode(.directory(state.tree.root), in: state)
+        try inode(at: .directory(state.tree.root), in: state)
     }
 
     // MARK: Inodes
 
     func inode(of node: PastNode) throws -> PastInode { try inode(node.entry, in: node.state) }
 
-    /// - Parameter entry: if it is the place of a link, the result's is another.
-    func inode(_ entry: PastNode.Entry, in state: PastState) throws -> PastInode {
+    private func inode(_ entry: PastNode.Entry, in state: PastState) throws -> PastInode {
         switch entry {
-        case .directory(let id):
-            let tree = try DirectoryTree(reading: id, from: source.objects)
-            let record = try tree.record(from: source.objects).record
-            // As other file systems say that they do not count them.
-            let links = tree.subdirectoryCount.map { UInt32($0) + 2 } ?? 1
-            return PastInode(record: record, links: links, entry: entry)
-        case .blob(let id):
-            switch try EntryBlob(decoding: source.objects.blob(id)) {
-            case .single(let record, _) where !record.isDirectory:
-                return PastInode(record: record, links: 1, entry: entry)
-            case .reference(let link): return try inode(.shared(link.target), in: state)
-            default: throw InvalidTree("a record that does not belong in a directory")
-            }
+        case .directory(let id): return try inode(at: .directory(id), in: state)
+        case .blob(let id): return try inode(at: .blob(id), in: state)
         case .shared(let lineage):
             let shared = try state.tree.sharedRecord(lineage, from: source.objects)
             guard let (record, links) = shared else {
@@ -55,9 +44,16 @@ struct PastTree: Sendable {
     }
 
     func inode(at child: TreeChild, in state: PastState) throws -> PastInode {
-        switch child {
-        case .directory(let id): try inode(.directory(id), in: state)
-        case .blob(let id): try inode(.blob(id), in: state)
+        switch try state.tree.item(child, from: source.objects) {
+        case .directory(let directory):
+            // As other file systems say that they do not count them.
+            let links = directory.tree.subdirectoryCount.map { UInt32($0) + 2 } ?? 1
+            return PastInode(
+                record: directory.record, links: links, entry: .directory(directory.id))
+        case .other(let record, let links):
+            return PastInode(
+                record: record, links: UInt32(clamping: links),
+                entry: links > 1 ? .shared(record.id) : .blob(child.id))
         }
     }
 
@@ -80,7 +76,7 @@ struct PastTree: Sendable {
         let body = record.content.value.body
         let modified = FUSE.Timestamp(record.content.value.modified)
         var attributes = Attributes(
-            ino: ino, mode: body.typeBits | UInt32(record.mode.value), atime: modified,
+            ino: ino, mode: body.kind.typeBits | UInt32(record.mode.value), atime: modified,
             mtime: modified, ctime: FUSE.Timestamp(Volume.Timestamp(record.newestStamp)),
             nlink: inode.links, uid: owner.uid, gid: owner.gid)
         switch body {
@@ -91,19 +87,5 @@ struct PastTree: Sendable {
         case .directory, .fifo, .socket: break
         }
         return attributes
-    }
-}
-
-extension Body {
-    fileprivate var typeBits: UInt32 {
-        switch self {
-        case .file: S_IFREG
-        case .directory: S_IFDIR
-        case .symlink: S_IFLNK
-        case .fifo: S_IFIFO
-        case .socket: S_IFSOCK
-        case .characterDevice: S_IFCHR
-        case .blockDevice: S_IFBLK
-        }
     }
 }

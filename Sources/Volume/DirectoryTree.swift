@@ -10,7 +10,7 @@ public enum TreeChild: Hashable, Sendable {
         }
     }
 
-    var id: ObjectID {
+    public var id: ObjectID {
         switch self {
         case .directory(let id), .blob(let id): id
         }
