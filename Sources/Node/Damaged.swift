@@ -24,7 +24,7 @@ enum Damaged {
             guard rename(root.pushing(FilePath(name)).string, target.appending(plain).string) == 0
             else { throw Errno(rawValue: errno) }
         }
-        for path in [target, all, root] { try synchronize(path) }
+        for path in [target, all, root] { try DurableFile.synchronizeDirectory(path) }
         removeOldest(in: all)
         return target
     }
@@ -33,12 +33,6 @@ enum Damaged {
         guard mkdir(path.string, 0o700) == 0 || errno == EEXIST else {
             throw Errno(rawValue: errno)
         }
-    }
-
-    private static func synchronize(_ path: FilePath) throws {
-        let file = try FileDescriptor.open(path, .readOnly, options: [.directory, .closeOnExec])
-        defer { try? file.close() }
-        guard fsync(file.rawValue) == 0 else { throw Errno(rawValue: errno) }
     }
 
     private static func removeOldest(in directory: FilePath) {

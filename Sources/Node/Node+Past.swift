@@ -1,4 +1,3 @@
-import Glibc
 import History
 import Mount
 import Volume
@@ -39,7 +38,7 @@ extension Node {
         var (distance, due) = (0, 0)
         while let id = next, listed.count < listedStatesMax, distance < listedCommitsMax {
             if distance == due, let commit = try history.commit(id) {
-                let name = name(ofSeconds: commit.seconds)
+                let name = Array(iso8601(milliseconds: commit.seconds * 1000).utf8)
                 if known.insert(name).inserted { listed.append((name, try state(id, history))) }
                 due += max(1, distance / 4)
             }
@@ -47,14 +46,5 @@ extension Node {
             distance += 1
         }
         return listed
-    }
-
-    /// As `PastPoint` reads it on any machine.
-    private static func name(ofSeconds seconds: Int64) -> [UInt8] {
-        var (time, parts) = (time_t(seconds), tm())
-        gmtime_r(&time, &parts)
-        var text = [CChar](repeating: 0, count: 32)
-        let count = strftime(&text, text.count, "%Y-%m-%dT%H:%M:%SZ", &parts)
-        return text[..<count].map { UInt8(bitPattern: $0) }
     }
 }

@@ -49,8 +49,12 @@ enum DurableFile {
             guard fsync(file.rawValue) == 0 else { throw Errno(rawValue: errno) }
         }
         guard rename(temporary, path) == 0 else { throw Errno(rawValue: errno) }
+        try synchronizeDirectory(FilePath(path).removingLastComponent())
+    }
+
+    static func synchronizeDirectory(_ path: FilePath) throws {
         let directory = try FileDescriptor.open(
-            FilePath(path).removingLastComponent(), .readOnly, options: [.directory, .closeOnExec])
+            path, .readOnly, options: [.directory, .closeOnExec])
         try directory.closeAfter {
             guard fsync(directory.rawValue) == 0 else { throw Errno(rawValue: errno) }
         }
