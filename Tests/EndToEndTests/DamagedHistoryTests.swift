@@ -33,13 +33,7 @@ extension EndToEnd {
         @Test(
             "A damaged history is healed by a peer at the start, and changes of both sides arrive")
         func healed() async throws {
-            try await Workshop.open { workshop in
-                let network = try await Network(workshop)
-                let a = try NodeProcess("a", on: try await network.host())
-                let b = try NodeProcess("b", on: try await network.host())
-                try await a.create()
-                try await b.join(a)
-                try await b.waitForPeers("a")
+            try await Duo.open { a, b in
                 try await a.sh("mkdir d; for i in {1..40}; do echo $i >d/$i; done").succeeded()
                 try await a.settle()
                 try await NodeProcess.converge([a, b])
@@ -80,13 +74,7 @@ extension EndToEnd {
 
         @Test("A history that turns out to be damaged while the node runs is healed by a peer")
         func healedInOperation() async throws {
-            try await Workshop.open { workshop in
-                let network = try await Network(workshop)
-                let a = try NodeProcess("a", on: try await network.host())
-                let b = try NodeProcess("b", on: try await network.host())
-                try await a.create()
-                try await b.join(a)
-                try await b.waitForPeers("a")
+            try await Duo.open { a, b in
                 try await a.sh("mkdir d; for i in {1..40}; do echo $i >d/$i; done").succeeded()
                 try await a.settle()
                 try await NodeProcess.converge([a, b])
@@ -145,13 +133,7 @@ extension EndToEnd {
         @Test(
             "Without a node that has the history the mount goes on, and what it says is what to do")
         func apart() async throws {
-            try await Workshop.open { workshop in
-                let network = try await Network(workshop)
-                let a = try NodeProcess("a", on: try await network.host())
-                let b = try NodeProcess("b", on: try await network.host())
-                try await a.create()
-                try await b.join(a)
-                try await b.waitForPeers("a")
+            try await Duo.open { a, b in
                 try await a.sh("echo 1 >one; echo 2 >two").succeeded()
                 try await a.settle()
                 try await NodeProcess.converge([a, b])

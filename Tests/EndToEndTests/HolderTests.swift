@@ -63,13 +63,7 @@ extension EndToEnd {
 
         @Test("A copy whose file is gone is no copy, and is made again")
         func vanishedObject() async throws {
-            try await Workshop.open { workshop in
-                let network = try await Network(workshop)
-                let a = try NodeProcess("a", on: try await network.host())
-                let b = try NodeProcess("b", on: try await network.host())
-                try await a.create()
-                try await b.join(a)
-                try await b.waitForPeers("a")
+            try await Duo.open { a, b in
                 try await a.sh("head -c 3M /dev/urandom >file; head -c 99K /dev/urandom >other")
                     .succeeded()
                 try await a.waitReplicated()

@@ -8,14 +8,7 @@ extension EndToEnd {
             _ options: [String] = [],
             _ body: (_ there: NodeProcess, _ here: NodeProcess) async throws -> Void
         ) async throws {
-            try await Workshop.open { workshop in
-                let network = try await Network(workshop)
-                let there = try NodeProcess("a", on: try await network.host())
-                let here = try NodeProcess("c", on: try await network.host(), options: options)
-                try await there.create()
-                try await here.join(there)
-                try await here.waitForPeers("a")
-                try await there.waitForPeers("c")
+            try await Duo.open(second: "c", options) { there, here in
                 try await body(there, here)
             }
         }

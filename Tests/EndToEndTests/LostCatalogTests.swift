@@ -110,13 +110,7 @@ extension EndToEnd {
 
         @Test("An older copy of the catalog that is put back gets on to where the history is")
         func olderCopy() async throws {
-            try await Workshop.open { workshop in
-                let network = try await Network(workshop)
-                let a = try NodeProcess("a", on: try await network.host())
-                let b = try NodeProcess("b", on: try await network.host())
-                try await a.create("--copies", "1")
-                try await b.join(a)
-                try await b.waitForPeers("a")
+            try await Duo.open(creation: ["--copies", "1"]) { a, b in
                 try await a.sh("echo 1 >first; head -c 9K /dev/urandom >gone; echo x >moved")
                     .succeeded()
                 try await a.settle()

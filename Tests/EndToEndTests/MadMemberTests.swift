@@ -59,13 +59,7 @@ extension EndToEnd {
         private static func open(
             _ body: (_ sane: NodeProcess, _ mad: NodeProcess) async throws -> Void
         ) async throws {
-            try await Workshop.open { workshop in
-                let network = try await Network(workshop)
-                let sane = try NodeProcess("a", on: try await network.host())
-                let mad = try NodeProcess("b", on: try await network.host())
-                try await sane.create()
-                try await mad.join(sane)
-                try await mad.waitForPeers("a")
+            try await Duo.open { sane, mad in
                 try await sane.sh("mkdir d; echo d >d/d").succeeded()
                 try await mad.sees("d/d")
                 try await mad.sh("echo f >f").succeeded()

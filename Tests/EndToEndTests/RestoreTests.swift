@@ -53,13 +53,7 @@ extension EndToEnd {
 
         @Test("A tree of 10,000 files is removed, and is there again on every node")
         func wholeTree() async throws {
-            try await Workshop.open { workshop in
-                let network = try await Network(workshop)
-                let a = try NodeProcess("a", on: try await network.host())
-                let b = try NodeProcess("b", on: try await network.host())
-                try await a.create()
-                try await b.join(a)
-                try await a.waitForPeers("b")
+            try await Duo.open { a, b in
                 try await a.sh(Self.manyFiles, "tree", timeout: Bounds.transfer).succeeded()
                 try await a.sh("mkdir tree/life; chmod 3775 tree/life").succeeded()
                 try await FileLife.run(on: a.host, in: a["tree/life"])
@@ -171,13 +165,7 @@ extension EndToEnd {
 
         @Test("Of what no online disk has the disk is named, and all else is restored")
         func missingContent() async throws {
-            try await Workshop.open { workshop in
-                let network = try await Network(workshop)
-                let a = try NodeProcess("a", on: try await network.host())
-                let b = try NodeProcess("b", on: try await network.host())
-                try await a.create("--copies", "1")
-                try await b.join(a)
-                try await b.waitForPeers("a")
+            try await Duo.open(creation: ["--copies", "1"]) { a, b in
                 try await a.sh("mkdir d; head -c 1M /dev/urandom >d/large; echo x >d/small")
                     .succeeded()
                 let time = try await Self.now(a)
@@ -241,13 +229,7 @@ extension EndToEnd {
 
         @Test("When another node removes most of the volume, the command that undoes it is told")
         func massRemoval() async throws {
-            try await Workshop.open { workshop in
-                let network = try await Network(workshop)
-                let a = try NodeProcess("a", on: try await network.host())
-                let b = try NodeProcess("b", on: try await network.host())
-                try await a.create()
-                try await b.join(a)
-                try await a.waitForPeers("b")
+            try await Duo.open { a, b in
                 try await a.sh(
                     "mkdir -p 'my photos/x' other; touch other/{1..99}; touch 'my photos'/{1..600} 'my photos'/x/{1..600}",
                     timeout: Bounds.transfer
@@ -273,13 +255,7 @@ extension EndToEnd {
 
         @Test("Purged bytes are gone from every disk, and what is in use stays")
         func purge() async throws {
-            try await Workshop.open { workshop in
-                let network = try await Network(workshop)
-                let a = try NodeProcess("a", on: try await network.host())
-                let b = try NodeProcess("b", on: try await network.host())
-                try await a.create()
-                try await b.join(a)
-                try await a.waitForPeers("b")
+            try await Duo.open { a, b in
                 try await a.sh(
                     """
                     mkdir d; head -c 1M /dev/urandom >d/gone; head -c 1M /dev/urandom >d/kept

@@ -7,13 +7,7 @@ extension EndToEnd {
         /// Both the history and the holder log go on from where others do not know them to be.
         @Test("A root restored from an old backup catches up, and costs nobody anything")
         func backup() async throws {
-            try await Workshop.open { workshop in
-                let network = try await Network(workshop)
-                let a = try NodeProcess("a", on: try await network.host())
-                let b = try NodeProcess("b", on: try await network.host())
-                try await a.create()
-                try await b.join(a)
-                try await b.waitForPeers("a")
+            try await Duo.open { a, b in
                 try await a.sh("mkdir d; head -c 100K /dev/urandom >one; echo 1 >d/small")
                     .succeeded()
                 try await a.waitReplicated()
