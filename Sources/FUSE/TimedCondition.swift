@@ -1,3 +1,4 @@
+import CFUSE
 import Glibc
 
 /// A lock and a condition variable whose timed waits follow the monotonic clock. Foundation's follow the
