@@ -13,34 +13,34 @@ struct StagedObject: Sendable {
 /// inside the closure it is given to, on its thread.
 public struct Batch: TreeSink, TreeSource {
     let history: History
-    private(set) var objects: [ObjectKey: StagedObject] = [:]
+    private(set) var objects: [ObjectID: StagedObject] = [:]
     private(set) var commits: [Commit] = []
     private var bytes = 0
 
     init(history: History) { self.history = history }
 
     public mutating func write(blob: [UInt8]) throws -> ObjectID {
-        try stage(.blob, blob).id
+        try stage(.blob, blob)
     }
 
     public mutating func write(tree: [TreeEntry]) throws -> ObjectID {
-        try stage(.tree, PackedTree.encode(tree).bytes).id
+        try stage(.tree, PackedTree.encode(tree).bytes)
     }
 
     /// Its tree and parents must be in the batch or the repository; throws `incomplete` otherwise,
     /// for parents when the batch ends.
     public mutating func write(commit: Commit) throws -> ObjectID {
-        let tree = ObjectKey(commit.tree)
+        let tree = commit.tree
         guard try objects[tree] != nil || history.contains(tree) else {
             throw HistoryError(.incomplete, "commit", "tree \(tree) was not written")
         }
         let key = try stage(.commit, commit.encoded)
         commits.append(commit)
-        return key.id
+        return key
     }
 
     public func tree(_ id: ObjectID) throws -> [TreeEntry] {
-        guard let staged = objects[ObjectKey(id)] else { return try history.tree(id) }
+        guard let staged = objects[id] else { return try history.tree(id) }
         guard staged.kind == .tree else {
             throw HistoryError(.malformed, "read", "\(id) is a \(staged.kind), not a tree")
         }
@@ -48,7 +48,7 @@ public struct Batch: TreeSink, TreeSource {
     }
 
     public func blob(_ id: ObjectID) throws -> [UInt8] {
-        guard let staged = objects[ObjectKey(id)] else { return try history.blob(id) }
+        guard let staged = objects[id] else { return try history.blob(id) }
         guard staged.kind == .blob else {
             throw HistoryError(.malformed, "read", "\(id) is a \(staged.kind), not a blob")
         }
@@ -59,8 +59,8 @@ public struct Batch: TreeSink, TreeSource {
         try commits.last { $0.id == id } ?? history.commit(id)
     }
 
-    private mutating func stage(_ kind: ObjectKind, _ data: [UInt8]) throws -> ObjectKey {
-        let key = try kind.key(of: data)
+    private mutating func stage(_ kind: ObjectKind, _ data: [UInt8]) throws -> ObjectID {
+        let key = try kind.id(of: data)
         guard objects[key] == nil, try !history.contains(key) else { return key }
         if bytes + data.count > HistoryLimits.batchBytesMax
             || objects.count >= HistoryLimits.batchObjectsMax

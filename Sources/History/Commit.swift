@@ -31,7 +31,7 @@ public struct Commit: Hashable, Sendable {
         self.seconds = seconds
         self.message = message
         let bytes = Self.encode(tree: tree, parents: parents, seconds: seconds, message: message)
-        id = try ObjectKind.commit.key(of: bytes).id
+        id = try ObjectKind.commit.id(of: bytes)
     }
 
     /// The object's bytes.

@@ -4,8 +4,8 @@ import Volume
 ///
 /// Grows only by commits that were accepted or made here, whose parents are all in it.
 struct CommitTable: Sendable {
-    private var keys: [ObjectKey] = []
-    private var trees: [ObjectKey] = []
+    private var keys: [ObjectID] = []
+    private var trees: [ObjectID] = []
     private var generations: [UInt32] = []
     /// Number of the first parent; -1 for none. A merge's others are in `moreParents`.
     private var firstParents: [Int32] = []
@@ -15,7 +15,7 @@ struct CommitTable: Sendable {
 
     var count: Int { keys.count }
 
-    func number(of key: ObjectKey) -> Int32? {
+    func number(of key: ObjectID) -> Int32? {
         let mask = slots.count - 1
         var slot = Int(truncatingIfNeeded: key.slot) & mask
         while slots[slot] >= 0 {
@@ -25,8 +25,8 @@ struct CommitTable: Sendable {
         return nil
     }
 
-    func key(_ number: Int32) -> ObjectKey { keys[Int(number)] }
-    func tree(_ number: Int32) -> ObjectKey { trees[Int(number)] }
+    func key(_ number: Int32) -> ObjectID { keys[Int(number)] }
+    func tree(_ number: Int32) -> ObjectID { trees[Int(number)] }
     /// 1 for a commit without parents, else one more than the greatest of the parents.
     func generation(_ number: Int32) -> UInt32 { generations[Int(number)] }
 
@@ -37,7 +37,7 @@ struct CommitTable: Sendable {
     }
 
     /// Throws `incomplete` if a parent is not in the table. Inserting twice is harmless.
-    mutating func insert(key: ObjectKey, tree: ObjectKey, parents: [ObjectKey]) throws {
+    mutating func insert(key: ObjectID, tree: ObjectID, parents: [ObjectID]) throws {
         guard number(of: key) == nil else { return }
         let numbers = try parents.map { parent in
             guard let known = number(of: parent) else {

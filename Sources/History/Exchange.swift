@@ -12,11 +12,7 @@ extension History {
     /// unknown commit in `wanted`, `tooLarge` beyond `HistoryLimits.packObjectsMax`: such a peer
     /// copies pack files.
     public func objectList(wanted: [ObjectID], have: [ObjectID]) throws -> [ObjectID] {
-        try objectKeys(wanted: wanted, have: have).map { $0.id }
-    }
-
-    func objectKeys(wanted: [ObjectID], have: [ObjectID]) throws -> [ObjectKey] {
-        let commits = try graph.numbers(from: wanted, excluding: have)
+        let commits = try graph.commits(from: wanted, excluding: have)
         let found = ObjectList(commits: commits.count)
         var walk = ObjectWalk(read: readers.tree, visit: found.add)
         for commit in commits {
@@ -26,7 +22,7 @@ extension History {
         return commits + found.trees + found.blobs
     }
 
-    private func trees(of commit: ObjectKey) throws -> (ObjectKey, [ObjectKey]) {
+    private func trees(of commit: ObjectID) throws -> (ObjectID, [ObjectID]) {
         try table.withLock { table in
             guard let number = table.number(of: commit) else {
                 throw HistoryError(.notFound, "graph", "\(commit) is not a known commit")
@@ -77,7 +73,7 @@ extension History {
     private func streamPack(
         wanted: [ObjectID], have: [ObjectID], _ body: (UnsafeRawBufferPointer) throws -> Void
     ) throws -> Bool {
-        let keys = try objectKeys(wanted: wanted, have: have)
+        let keys = try objectList(wanted: wanted, have: have)
         guard !keys.isEmpty else { return false }
         let writer = try PackWriter(repository: path, settings: newPackSettings)
         for key in keys { try writer.insert(key) }
@@ -104,13 +100,13 @@ extension History {
 
 /// Collects a walk's findings by kind, up to the limit of one pack.
 private final class ObjectList {
-    private(set) var trees: [ObjectKey] = []
-    private(set) var blobs: [ObjectKey] = []
+    private(set) var trees: [ObjectID] = []
+    private(set) var blobs: [ObjectID] = []
     private let commits: Int
 
     init(commits: Int) { self.commits = commits }
 
-    func add(_ key: ObjectKey, _ kind: ObjectKind) throws {
+    func add(_ key: ObjectID, _ kind: ObjectKind) throws {
         guard commits + trees.count + blobs.count < HistoryLimits.packObjectsMax else {
             throw HistoryError(.tooLarge, "pack", "too many objects; copy pack files instead")
         }

@@ -25,7 +25,7 @@ extension History {
         }
         let unsaved = try table.withLock { table in
             var unsaved = 0
-            for head in heads { try adopt(ObjectKey(head), saved, into: &table, &unsaved) }
+            for head in heads { try adopt(head, saved, into: &table, &unsaved) }
             return unsaved
         }
         if unsaved > max(HistoryLimits.unsavedCommitsMax, saved.count / 4) {
@@ -38,7 +38,7 @@ extension History {
     public func restore(_ id: ObjectID) throws {
         var whole = table.withLock(\.self)
         try addWhole([id], to: &whole)
-        guard whole.number(of: ObjectKey(id)) != nil else {
+        guard whole.number(of: id) != nil else {
             throw HistoryError(.incomplete, "restore", "commit \(id) is missing")
         }
         table.withLock { [whole] in $0 = whole }
@@ -46,11 +46,11 @@ extension History {
 
     /// Puts a commit and all before it into the table.
     private func adopt(
-        _ head: ObjectKey, _ saved: CommitTable, into table: inout CommitTable,
+        _ head: ObjectID, _ saved: CommitTable, into table: inout CommitTable,
         _ unsaved: inout Int
     ) throws {
         var stack = [head]
-        var read: [ObjectKey: (tree: ObjectKey, parents: [ObjectKey])] = [:]
+        var read: [ObjectID: (tree: ObjectID, parents: [ObjectID])] = [:]
         while let key = stack.last {
             if table.number(of: key) != nil {
                 stack.removeLast()
@@ -69,15 +69,15 @@ extension History {
         }
     }
 
-    private func look(_ key: ObjectKey, _ saved: CommitTable, _ unsaved: inout Int) throws
-        -> (tree: ObjectKey, parents: [ObjectKey])
+    private func look(_ key: ObjectID, _ saved: CommitTable, _ unsaved: inout Int) throws
+        -> (tree: ObjectID, parents: [ObjectID])
     {
         if let number = saved.number(of: key) {
             return (saved.tree(number), saved.parents(number).map { saved.key($0) })
         }
         unsaved += 1
         let commit = try Commit(decoding: readers.with { try $0.read(key, as: .commit) })
-        return (ObjectKey(commit.tree), commit.parents.map { ObjectKey($0) })
+        return (commit.tree, commit.parents)
     }
 }
 
@@ -110,7 +110,7 @@ extension CommitTable {
             git_odb_hash(&oid, $0.baseAddress, $0.count, GIT_OBJECT_BLOB)
         }
         try check(code, "hash")
-        return ObjectKey(oid).bytes
+        return ObjectID(oid).bytes
     }
 
     /// Nil unless the bytes are those that `encoded` made.
@@ -127,8 +127,8 @@ extension CommitTable {
             var at = Self.magic.count
             while at < end {
                 guard at + 42 <= end, at + 42 + 4 * number(at + 40, 2) <= end else { return false }
-                let key = ObjectKey(UnsafeRawBufferPointer(rebasing: raw[at...]))
-                let tree = ObjectKey(UnsafeRawBufferPointer(rebasing: raw[(at + 20)...]))
+                let key = ObjectID(UnsafeRawBufferPointer(rebasing: raw[at...]))
+                let tree = ObjectID(UnsafeRawBufferPointer(rebasing: raw[(at + 20)...]))
                 let numbers = (0..<number(at + 40, 2)).map { number(at + 42 + 4 * $0, 4) }
                 guard numbers.allSatisfy({ $0 < count }) else { return false }
                 let parents = numbers.map { self.key(Int32($0)) }

@@ -125,11 +125,11 @@ extension History {
         try Files.copyReadable(source.path(name), to: copy.path(name))
         try Files.copyReadable(source.indexPath(name), to: copy.indexPath(name))
         let database = try ObjectDatabase(objects: quarantine)
-        var saved: [ObjectKey: StagedObject] = [:]
+        var saved: [ObjectID: StagedObject] = [:]
         var bytes = 0
         var count = 0
         for key in keys {
-            guard let object = try? database.read(key), try object.kind.key(of: object.bytes) == key
+            guard let object = try? database.read(key), try object.kind.id(of: object.bytes) == key
             else { continue }
             saved[key] = StagedObject(kind: object.kind, bytes: object.bytes)
             bytes += object.bytes.count
@@ -194,20 +194,20 @@ extension History {
 
     /// Adds the commits before and with `heads` that are here with all they need.
     func addWhole(_ heads: [ObjectID], to table: inout CommitTable) throws {
-        var broken: Set<ObjectKey> = []
-        var read: [ObjectKey: Commit] = [:]
-        var stack = heads.map { ObjectKey($0) }
+        var broken: Set<ObjectID> = []
+        var read: [ObjectID: Commit] = [:]
+        var stack = heads
         var walk = completenessWalk()
         while let key = stack.last {
             guard table.number(of: key) == nil, !broken.contains(key) else {
                 stack.removeLast()
                 continue
             }
-            guard let commit = try read[key] ?? ignoringDamage({ try self.commit(key.id) }) else {
+            guard let commit = try read[key] ?? ignoringDamage({ try self.commit(key) }) else {
                 broken.insert(key)
                 continue
             }
-            let parents = commit.parents.map { ObjectKey($0) }
+            let parents = commit.parents
             let waiting = parents.filter { table.number(of: $0) == nil && !broken.contains($0) }
             guard waiting.isEmpty else {
                 read[key] = commit
@@ -217,7 +217,7 @@ extension History {
             stack.removeLast()
             read[key] = nil
             let trees = parents.compactMap { table.number(of: $0).map { table.tree($0) } }
-            let tree = ObjectKey(commit.tree)
+            let tree = commit.tree
             let isWhole = try ignoringDamage {
                 try walk.walk(tree, against: trees)
                 return trees.count == parents.count
@@ -265,8 +265,8 @@ extension History {
             let parents: [ObjectID]
             if let commit = try ignoringDamage({ try commit(id) }) {
                 parents = commit.parents
-            } else if let number = saved.number(of: ObjectKey(id)) {
-                parents = saved.parents(number).map { saved.key($0).id }
+            } else if let number = saved.number(of: id) {
+                parents = saved.parents(number).map { saved.key($0) }
             } else {
                 continue
             }

@@ -131,7 +131,7 @@ public final class History: Sendable {
     /// The commit; nil if there is none with this id. Throws `malformed` if it is something else.
     public func commit(_ id: ObjectID) throws -> Commit? {
         let bytes = try readers.with { database -> [UInt8]? in
-            guard let object = try database.read(ObjectKey(id)) else { return nil }
+            guard let object = try database.read(id) else { return nil }
             guard object.kind == .commit else {
                 throw HistoryError(.malformed, "read", "\(id) is a \(object.kind)")
             }
@@ -140,7 +140,7 @@ public final class History: Sendable {
         return try bytes.map { try Commit(decoding: $0) }
     }
 
-    func contains(_ key: ObjectKey) throws -> Bool { try readers.with { $0.contains(key) } }
+    func contains(_ key: ObjectID) throws -> Bool { try readers.with { $0.contains(key) } }
 
     // MARK: Writing
 
@@ -155,7 +155,7 @@ public final class History: Sendable {
     }
 
     /// Writes a pack of exactly these objects; nothing for none.
-    func writePack(_ objects: [ObjectKey: StagedObject]) throws {
+    func writePack(_ objects: [ObjectID: StagedObject]) throws {
         guard !objects.isEmpty else { return }
         let bytes = objects.values.reduce(0) { $0 + $1.bytes.count + 100 }
         try Files.requireSpace(bytes, at: packs.directory)
@@ -216,10 +216,10 @@ public final class History: Sendable {
 
 extension History: TreeSource {
     public func tree(_ id: ObjectID) throws -> [TreeEntry] {
-        try readers.tree(ObjectKey(id)).unpacked
+        try readers.tree(id).unpacked
     }
 
     public func blob(_ id: ObjectID) throws -> [UInt8] {
-        try readers.with { try $0.read(ObjectKey(id), as: .blob) }
+        try readers.with { try $0.read(id, as: .blob) }
     }
 }

@@ -8,12 +8,12 @@ public struct HistoryGraph: CommitGraph, Sendable {
     public var count: Int { history.table.withLock { $0.count } }
 
     public func contains(_ id: ObjectID) -> Bool {
-        history.table.withLock { $0.number(of: ObjectKey(id)) != nil }
+        history.table.withLock { $0.number(of: id) != nil }
     }
 
     /// Throws `notFound` for a commit that is not in the graph, as do the others.
     public func parents(of id: ObjectID) throws -> [ObjectID] {
-        try look(id) { table, number in table.parents(number).map { table.key($0).id } }
+        try look(id) { table, number in table.parents(number).map { table.key($0) } }
     }
 
     /// 1 for a commit without parents, else one more than the greatest of its parents.
@@ -22,13 +22,13 @@ public struct HistoryGraph: CommitGraph, Sendable {
     }
 
     public func tree(of id: ObjectID) throws -> ObjectID {
-        try look(id) { table, number in table.tree(number).id }
+        try look(id) { table, number in table.tree(number) }
     }
 
     /// Whether `ancestor` is `descendant` or reachable from it.
     public func isAncestor(_ ancestor: ObjectID, of descendant: ObjectID) throws -> Bool {
         try look(ancestor) { table, a in
-            guard let b = table.number(of: ObjectKey(descendant)) else {
+            guard let b = table.number(of: descendant) else {
                 throw Self.unknown(descendant)
             }
             return table.isAncestor(a, of: b)
@@ -38,16 +38,12 @@ public struct HistoryGraph: CommitGraph, Sendable {
     /// Commits reachable from `wanted` but from none of `have`, parents before children. Unknown
     /// ids in `have` are passed over: a peer may be ahead.
     public func commits(from wanted: [ObjectID], excluding have: [ObjectID]) throws -> [ObjectID] {
-        try numbers(from: wanted, excluding: have).map { $0.id }
-    }
-
-    func numbers(from wanted: [ObjectID], excluding have: [ObjectID]) throws -> [ObjectKey] {
         try history.table.withLock { table in
             let wanted = try wanted.map { id in
-                guard let number = table.number(of: ObjectKey(id)) else { throw Self.unknown(id) }
+                guard let number = table.number(of: id) else { throw Self.unknown(id) }
                 return number
             }
-            let have = have.compactMap { table.number(of: ObjectKey($0)) }
+            let have = have.compactMap { table.number(of: $0) }
             return table.reachable(from: wanted, excluding: have).map { table.key($0) }
         }
     }
@@ -60,7 +56,7 @@ public struct HistoryGraph: CommitGraph, Sendable {
         _ id: ObjectID, _ body: (borrowing CommitTable, Int32) throws -> T
     ) throws -> T {
         try history.table.withLock { table in
-            guard let number = table.number(of: ObjectKey(id)) else { throw Self.unknown(id) }
+            guard let number = table.number(of: id) else { throw Self.unknown(id) }
             return try body(table, number)
         }
     }

@@ -18,7 +18,7 @@ public final class Intake: TreeSource, CommitGraph {
     private let history: History
     private let database: ObjectDatabase
     private var trees = TreeCache()
-    private var fresh: [ObjectKey: (commit: Commit, generation: Int)] = [:]
+    private var fresh: [ObjectID: (commit: Commit, generation: Int)] = [:]
 
     init(history: History, quarantine: FilePath) throws {
         self.history = history
@@ -27,33 +27,33 @@ public final class Intake: TreeSource, CommitGraph {
     }
 
     public func tree(_ id: ObjectID) throws -> [TreeEntry] {
-        try packedTree(ObjectKey(id)).unpacked
+        try packedTree(id).unpacked
     }
 
     public func blob(_ id: ObjectID) throws -> [UInt8] {
-        try database.read(ObjectKey(id), as: .blob)
+        try database.read(id, as: .blob)
     }
 
     /// Throws `notFound` for one that is not known, as do the others.
     public func commit(_ id: ObjectID) throws -> Commit {
-        if let known = fresh[ObjectKey(id)] { return known.commit }
-        return try Commit(decoding: database.read(ObjectKey(id), as: .commit))
+        if let known = fresh[id] { return known.commit }
+        return try Commit(decoding: database.read(id, as: .commit))
     }
 
     public func parents(of id: ObjectID) throws -> [ObjectID] {
-        try fresh[ObjectKey(id)]?.commit.parents ?? history.graph.parents(of: id)
+        try fresh[id]?.commit.parents ?? history.graph.parents(of: id)
     }
 
     public func generation(of id: ObjectID) throws -> Int {
-        try fresh[ObjectKey(id)]?.generation ?? history.graph.generation(of: id)
+        try fresh[id]?.generation ?? history.graph.generation(of: id)
     }
 
     /// The top tree of a commit.
     public func tree(of id: ObjectID) throws -> ObjectID {
-        try fresh[ObjectKey(id)]?.commit.tree ?? history.graph.tree(of: id)
+        try fresh[id]?.commit.tree ?? history.graph.tree(of: id)
     }
 
-    func packedTree(_ key: ObjectKey) throws -> PackedTree {
+    func packedTree(_ key: ObjectID) throws -> PackedTree {
         if let tree = trees.tree(key) { return tree }
         do {
             let tree = try PackedTree(parsing: database.read(key, as: .tree))
@@ -64,7 +64,7 @@ public final class Intake: TreeSource, CommitGraph {
         }
     }
 
-    func requireBlob(_ key: ObjectKey) throws {
+    func requireBlob(_ key: ObjectID) throws {
         guard let header = try database.header(key) else {
             throw HistoryError(.incomplete, "receive", "blob \(key) is missing")
         }
@@ -78,17 +78,17 @@ public final class Intake: TreeSource, CommitGraph {
 
     func take(_ commit: Commit) throws {
         let greatest = try commit.parents.map { try generation(of: $0) }.max() ?? 0
-        fresh[ObjectKey(commit.id)] = (commit, greatest + 1)
+        fresh[commit.id] = (commit, greatest + 1)
     }
 
     /// The commits that lead to `heads` and are not in the graph, parents first.
     func newCommits(leadingTo heads: [ObjectID]) throws -> [Commit] {
         var result: [Commit] = []
-        var done: Set<ObjectKey> = []
-        var read: [ObjectKey: Commit] = [:]
-        var stack = heads.map { ObjectKey($0) }
+        var done: Set<ObjectID> = []
+        var read: [ObjectID: Commit] = [:]
+        var stack = heads
         while let key = stack.last {
-            guard !done.contains(key), !history.graph.contains(key.id) else {
+            guard !done.contains(key), !history.graph.contains(key) else {
                 stack.removeLast()
                 continue
             }
@@ -111,7 +111,7 @@ public final class Intake: TreeSource, CommitGraph {
             }
             let commit = try Commit(decoding: object.bytes)
             read[key] = commit
-            stack += commit.parents.map { ObjectKey($0) }
+            stack += commit.parents
         }
         return result
     }
@@ -189,11 +189,11 @@ extension History {
                 if unrelated == .refused { proven.keys.insert(key) }
             })
         for commit in commits {
-            let parents = try commit.parents.map { ObjectKey(try intake.tree(of: $0)) }
-            try walk.walk(ObjectKey(commit.tree), against: parents)
+            let parents = try commit.parents.map { try intake.tree(of: $0) }
+            try walk.walk(commit.tree, against: parents)
             try intake.take(commit)
             try validate(commit, intake)
-            proven.keys.insert(ObjectKey(commit.id))
+            proven.keys.insert(commit.id)
         }
         if unrelated == .refused {
             let received = try ObjectDatabase(objects: quarantine)
@@ -207,14 +207,14 @@ extension History {
     }
 
     /// Ids that some new commit needs.
-    private final class Proven { var keys: Set<ObjectKey> = [] }
+    private final class Proven { var keys: Set<ObjectID> = [] }
 
     func enter(_ commits: [Commit]) throws {
         try table.withLock { table in
             for commit in commits {
                 try table.insert(
-                    key: ObjectKey(commit.id), tree: ObjectKey(commit.tree),
-                    parents: commit.parents.map { ObjectKey($0) })
+                    key: commit.id, tree: commit.tree,
+                    parents: commit.parents)
             }
         }
     }

@@ -39,7 +39,7 @@ struct ObjectDatabase: ~Copyable {
     deinit { git_odb_free(handle) }
 
     /// The object's kind and bytes; nil if it is not here. Hashed again on every read from disk.
-    borrowing func read(_ key: ObjectKey) throws -> (kind: ObjectKind, bytes: [UInt8])? {
+    borrowing func read(_ key: ObjectID) throws -> (kind: ObjectKind, bytes: [UInt8])? {
         var object: OpaquePointer?
         var oid = key.oid
         let code = git_odb_read(&object, handle, &oid)
@@ -56,7 +56,7 @@ struct ObjectDatabase: ~Copyable {
     }
 
     /// Bytes of an object of the given kind. Throws `notFound` or `malformed`.
-    borrowing func read(_ key: ObjectKey, as kind: ObjectKind) throws -> [UInt8] {
+    borrowing func read(_ key: ObjectID, as kind: ObjectKind) throws -> [UInt8] {
         guard let object = try read(key) else {
             throw HistoryError(.notFound, "read", "\(kind) \(key) is missing")
         }
@@ -67,7 +67,7 @@ struct ObjectDatabase: ~Copyable {
     }
 
     /// Kind and size without the bytes; nil if it is not here.
-    borrowing func header(_ key: ObjectKey) throws -> (kind: ObjectKind?, size: Int)? {
+    borrowing func header(_ key: ObjectID) throws -> (kind: ObjectKind?, size: Int)? {
         var size = 0
         var type = GIT_OBJECT_INVALID
         var oid = key.oid
@@ -79,7 +79,7 @@ struct ObjectDatabase: ~Copyable {
 
     /// Whether the packs known to this handle hold the object. A miss does not look for new packs:
     /// libgit2 would list the directory for every new object of a batch.
-    borrowing func contains(_ key: ObjectKey) -> Bool {
+    borrowing func contains(_ key: ObjectID) -> Bool {
         var oid = key.oid
         return git_odb_exists_ext(handle, &oid, UInt32(GIT_ODB_LOOKUP_NO_REFRESH.rawValue)) == 1
     }
@@ -88,7 +88,7 @@ struct ObjectDatabase: ~Copyable {
     borrowing func refresh() throws { try check(git_odb_refresh(handle), "refresh") }
 
     /// Ids of all objects, in no order.
-    borrowing func forEach(_ body: (ObjectKey) throws -> Void) throws {
+    borrowing func forEach(_ body: (ObjectID) throws -> Void) throws {
         try withoutActuallyEscaping(body) { body in
             var visit = Visit(body: body)
             let code = withUnsafeMutablePointer(to: &visit) { visit in
@@ -105,12 +105,12 @@ struct ObjectDatabase: ~Copyable {
     }
 
     private struct Visit {
-        let body: (ObjectKey) throws -> Void
+        let body: (ObjectID) throws -> Void
         var error: (any Error)?
 
         mutating func take(_ oid: git_oid) -> CInt {
             do {
-                try body(ObjectKey(oid))
+                try body(ObjectID(oid))
                 return 0
             } catch {
                 self.error = error
@@ -151,7 +151,7 @@ final class Readers: Sendable {
         return try slots[0].handle.withLock { try body($0.database) }
     }
 
-    func tree(_ key: ObjectKey) throws -> PackedTree {
+    func tree(_ key: ObjectID) throws -> PackedTree {
         if let tree = trees.withLock({ $0.tree(key) }) { return tree }
         let tree = try PackedTree(parsing: with { try $0.read(key, as: .tree) })
         trees.withLock { $0.keep(tree, key) }

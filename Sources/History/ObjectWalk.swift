@@ -8,34 +8,34 @@ import Volume
 /// changes. Explicit stacks only: depth and shape come from peers.
 struct ObjectWalk {
     private struct Entry: Hashable {
-        let key: ObjectKey
+        let key: ObjectID
         let isTree: Bool
     }
 
     private struct Pair {
-        let new: ObjectKey
-        let old: [ObjectKey]
+        let new: ObjectID
+        let old: [ObjectID]
     }
 
     /// Given so far. Kind included: an id named once as a file and once as a directory is read
     /// as both, and one of them fails.
     private var visited: Set<Entry> = []
-    private let read: (ObjectKey) throws -> PackedTree
-    private let visit: (ObjectKey, ObjectKind) throws -> Void
+    private let read: (ObjectID) throws -> PackedTree
+    private let visit: (ObjectID, ObjectKind) throws -> Void
 
     /// - Parameters:
     ///   - read: a tree's entries; throws when it is missing or malformed.
     ///   - visit: each new tree, after it was read, and each new blob.
     init(
-        read: @escaping (ObjectKey) throws -> PackedTree,
-        visit: @escaping (ObjectKey, ObjectKind) throws -> Void
+        read: @escaping (ObjectID) throws -> PackedTree,
+        visit: @escaping (ObjectID, ObjectKind) throws -> Void
     ) {
         self.read = read
         self.visit = visit
     }
 
     /// The objects of the tree `new` that none of the trees `old` has in the same place.
-    mutating func walk(_ new: ObjectKey, against old: [ObjectKey]) throws {
+    mutating func walk(_ new: ObjectID, against old: [ObjectID]) throws {
         guard !old.contains(new) else { return }
         var appeared: [Entry] = []
         var vanished: Set<Entry> = []
@@ -62,7 +62,7 @@ struct ObjectWalk {
         var next = Array(repeating: 0, count: oldTrees.count)
         tree.bytes.withUnsafeBytes { bytes in
             for entry in tree.entries {
-                var counterparts: [ObjectKey] = []
+                var counterparts: [ObjectID] = []
                 var isSame = false
                 for index in oldTrees.indices {
                     let old = oldTrees[index]

@@ -23,7 +23,7 @@ struct PackWriter: ~Copyable {
     }
 
     /// A writer over the given objects alone.
-    init(objects: some Sequence<(ObjectKey, StagedObject)>, settings: FilePath) throws {
+    init(objects: some Sequence<(ObjectID, StagedObject)>, settings: FilePath) throws {
         try Library.require()
         var database: OpaquePointer?
         try check(git_odb_new(&database), "new database")
@@ -87,7 +87,7 @@ struct PackWriter: ~Copyable {
     }
 
     /// Adds an object; for the best deltas commits come first, then trees, then blobs.
-    borrowing func insert(_ key: ObjectKey) throws {
+    borrowing func insert(_ key: ObjectID) throws {
         var oid = key.oid
         try check(git_packbuilder_insert(builder, &oid, nil), "add \(key) to pack")
     }

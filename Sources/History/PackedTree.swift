@@ -7,7 +7,7 @@ struct PackedTree: Sendable {
         let nameStart: Int32
         let nameEnd: Int32
         let isTree: Bool
-        let key: ObjectKey
+        let key: ObjectID
     }
 
     let bytes: [UInt8]
@@ -75,7 +75,7 @@ struct PackedTree: Sendable {
         at = end + 21
         return Entry(
             nameStart: Int32(start), nameEnd: Int32(end), isTree: isTree,
-            key: ObjectKey(UnsafeRawBufferPointer(rebasing: raw[(end + 1)..<at])))
+            key: ObjectID(UnsafeRawBufferPointer(rebasing: raw[(end + 1)..<at])))
     }
 
     /// Forgets the open files that cannot return any more; false when `entry` is one that does.
@@ -113,20 +113,17 @@ struct PackedTree: Sendable {
         entries.map { entry in
             TreeEntry(
                 name: Array(bytes[Int(entry.nameStart)..<Int(entry.nameEnd)]),
-                kind: entry.isTree ? .tree : .blob, id: entry.key.id)
+                kind: entry.isTree ? .tree : .blob, id: entry.key)
         }
     }
 
     /// The one encoding of these entries, given in any order. Throws `malformed` for a name twice.
     static func encode(_ entries: [TreeEntry]) throws -> PackedTree {
-        func key(_ entry: TreeEntry) -> [UInt8] {
-            entry.kind == .tree ? entry.name + [0x2F] : entry.name
-        }
-        let sorted = entries.map { (key: key($0), entry: $0) }
-            .sorted { $0.key.lexicographicallyPrecedes($1.key) }
+        let isSorted = zip(entries, entries.dropFirst()).allSatisfy(TreeEntry.precedesInGit)
+        let sorted = isSorted ? entries : entries.sorted(by: TreeEntry.precedesInGit)
         var bytes: [UInt8] = []
-        bytes.reserveCapacity(sorted.reduce(0) { $0 + $1.entry.name.count + 28 })
-        for (_, entry) in sorted {
+        bytes.reserveCapacity(sorted.reduce(0) { $0 + $1.name.count + 28 })
+        for entry in sorted {
             bytes += entry.kind == .tree ? treeMode : fileMode
             bytes += entry.name
             bytes.append(0)
@@ -138,18 +135,18 @@ struct PackedTree: Sendable {
 
 /// Parsed trees lately used, in two generations: when the young one is full the old one goes.
 struct TreeCache: Sendable {
-    private var young: [ObjectKey: PackedTree] = [:]
-    private var old: [ObjectKey: PackedTree] = [:]
+    private var young: [ObjectID: PackedTree] = [:]
+    private var old: [ObjectID: PackedTree] = [:]
     private var youngBytes = 0
 
-    mutating func tree(_ key: ObjectKey) -> PackedTree? {
+    mutating func tree(_ key: ObjectID) -> PackedTree? {
         if let tree = young[key] { return tree }
         guard let tree = old.removeValue(forKey: key) else { return nil }
         keep(tree, key)
         return tree
     }
 
-    mutating func keep(_ tree: PackedTree, _ key: ObjectKey) {
+    mutating func keep(_ tree: PackedTree, _ key: ObjectID) {
         guard young.updateValue(tree, forKey: key) == nil else { return }
         youngBytes += tree.bytes.count + tree.entries.count * MemoryLayout<PackedTree.Entry>.stride
         guard youngBytes > HistoryLimits.treeCacheBytes else { return }

@@ -40,13 +40,13 @@ extension History {
         if found.isEmpty, let id = ObjectID(hex: digits), (try? self.commit(id)) != nil {
             // Merges that no reference leads to are in no graph after a start.
             try restore(id)
-            found = [ObjectKey(id)]
+            found = [id]
         }
         guard let first = found.first else { throw PastError("There is no commit \(digits).") }
         guard found.count == 1 else {
             throw PastError("\(digits) is ambiguous: more than one commit begins with it.")
         }
-        return first.id
+        return first
     }
 
     /// The commits that count as made at or before a time and are no ancestors of each other. Reads
@@ -128,11 +128,11 @@ extension History {
 
 extension CommitTable {
     /// At most so many commits whose ids begin with these digits.
-    func keys(beginningWith digits: String, limit: Int) -> [ObjectKey] {
-        guard let low = ObjectKey(padding: digits, with: "0"),
-            let high = ObjectKey(padding: digits, with: "f")
+    func keys(beginningWith digits: String, limit: Int) -> [ObjectID] {
+        guard let low = ObjectID(padding: digits, with: "0"),
+            let high = ObjectID(padding: digits, with: "f")
         else { return [] }
-        var found: [ObjectKey] = []
+        var found: [ObjectID] = []
         for number in 0..<Int32(count) where found.count < limit {
             let key = self.key(number)
             if key >= low, key <= high { found.append(key) }
@@ -141,10 +141,9 @@ extension CommitTable {
     }
 }
 
-extension ObjectKey {
+extension ObjectID {
     fileprivate init?(padding digits: String, with digit: Character) {
-        let all = digits + String(repeating: digit, count: max(0, 40 - digits.utf8.count))
-        guard let id = ObjectID(hex: all) else { return nil }
-        self.init(id)
+        self.init(
+            hex: digits + String(repeating: digit, count: max(0, 40 - digits.utf8.count)))
     }
 }

@@ -42,12 +42,12 @@ extension History {
                 try findings.gather { _ = try database.read(key, as: .blob) }
             })
         let known = heads.filter { graph.contains($0) }
-        for key in try graph.numbers(from: known, excluding: []) {
+        for key in try graph.commits(from: known, excluding: []) {
             guard !findings.isFull else { return }
             try findings.gather {
                 let commit = try Commit(decoding: database.read(key, as: .commit))
-                let parents = try commit.parents.map { try ObjectKey(graph.tree(of: $0)) }
-                try walk.walk(ObjectKey(commit.tree), against: parents)
+                let parents = try commit.parents.map { try graph.tree(of: $0) }
+                try walk.walk(commit.tree, against: parents)
             }
         }
     }

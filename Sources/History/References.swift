@@ -36,7 +36,7 @@ final class References: Sendable {
             let code = git_reference_name_to_id(&oid, handle.repository, name)
             if code == GIT_ENOTFOUND.rawValue { return nil }
             try check(code, "read \(name)")
-            return ObjectKey(oid).id
+            return ObjectID(oid)
         }
     }
 
@@ -46,7 +46,7 @@ final class References: Sendable {
         try Self.require(name)
         try handle.withLock { handle in
             var created: OpaquePointer?
-            var oid = ObjectKey(id).oid
+            var oid = id.oid
             let code = git_reference_create(&created, handle.repository, name, &oid, 1, nil)
             defer { git_reference_free(created) }
             try check(code, "set \(name)")
@@ -86,7 +86,7 @@ final class References: Sendable {
                 let found = git_reference_name_to_id(&oid, handle.repository, name)
                 if found == GIT_ENOTFOUND.rawValue { continue }
                 try check(found, "list references")
-                result[String(cString: name)] = ObjectKey(oid).id
+                result[String(cString: name)] = ObjectID(oid)
             }
         }
     }

@@ -56,7 +56,7 @@ extension History {
     }
 
     private func combine(_ chosen: [PackFile]) throws -> String {
-        var byKind: [ObjectKind: [ObjectKey]] = [:]
+        var byKind: [ObjectKind: [ObjectID]] = [:]
         do {
             let database = try ObjectDatabase(objects: path.appending("objects"))
             for pack in chosen {
@@ -95,13 +95,13 @@ enum PackIndex {
         return header.suffix(4).reduce(0) { $0 << 8 | Int($1) }
     }
 
-    static func keys(_ path: FilePath) throws -> [ObjectKey] {
+    static func keys(_ path: FilePath) throws -> [ObjectID] {
         let file = try FileDescriptor.open(path, .readOnly, options: .closeOnExec)
         defer { try? file.close() }
         let count = try count(file, path)
         let ids = try read(file, path, at: idsOffset, count: count * 20)
         return ids.withUnsafeBytes { ids in
-            (0..<count).map { ObjectKey(UnsafeRawBufferPointer(rebasing: ids[($0 * 20)...])) }
+            (0..<count).map { ObjectID(UnsafeRawBufferPointer(rebasing: ids[($0 * 20)...])) }
         }
     }
 

@@ -304,7 +304,11 @@ final class Timeline: Sendable {
                 try commitMakingRoom()
             }
             let isConverged = attempt(.converging) { try converge() }
-            attempt(.repacking) { _ = try history.repackIfNeeded() }
+            attempt(.repacking) {
+                let begin = ContinuousClock.now
+                guard try history.repackIfNeeded() else { return }
+                logger.debug("repacked in \(ContinuousClock.now - begin)")
+            }
             attempt(.healing) { try healIfSuspect() }
             if isCommitted { for waiter in waiters { waiter() } }
             wake()
@@ -655,7 +659,9 @@ final class Timeline: Sendable {
             case .adopt(let commit):
                 guard try bring(rowsTo: commit, { $0.adopted(commit) }) else { return }
             case .merge(let parents):
+                let begin = ContinuousClock.now
                 let merge = try history.merge(parents)
+                logger.debug("merged \(parents.count) heads in \(ContinuousClock.now - begin)")
                 guard try bring(rowsTo: merge, { $0.merged(parents, into: merge) }) else { return }
             case .wait(let until):
                 let due = until.map { UInt64($0 / .milliseconds(1)) + 1 }

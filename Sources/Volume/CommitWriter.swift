@@ -72,8 +72,10 @@ struct CommitWriter<Live: LiveState, Source: TreeSource, Sink: TreeSink> {
         while let id = pending.popLast() {
             guard !done.contains(id), let contents = try contents(of: id) else { continue }
             done.insert(id)
-            for place in byDirectory[id] ?? [] {
-                switch try contents.child(place.name, from: source) {
+            let names = (byDirectory[id] ?? []).map(\.name)
+            for (name, child) in try contents.children(names, from: source) {
+                let place = Place(directory: id, name: name)
+                switch child {
                 case .directory(let tree):
                     let inner = try DirectoryTree(reading: tree, from: source)
                     let child = try inner.record(from: source).record.id
@@ -82,7 +84,6 @@ struct CommitWriter<Live: LiveState, Source: TreeSource, Sink: TreeSink> {
                     if byDirectory[child] != nil { pending.append(child) }
                 case .blob(let blob):
                     baseEntries[place] = try baseFile(blob)
-                case nil: break
                 }
             }
         }

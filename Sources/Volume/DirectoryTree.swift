@@ -64,6 +64,17 @@ public struct DirectoryTree: Sendable {
         try shard.child(name.escaped, hash: { PureSHA256.digest(name.bytes) }, source)
     }
 
+    /// Of many names those that are there; reads each shard once.
+    func children(
+        _ names: some Sequence<FileName>, from source: some TreeSource
+    ) throws -> [(name: FileName, child: TreeChild)] {
+        var found: [(FileName, TreeChild)] = []
+        try shard.find(names.map { ($0, PureSHA256.digest($0.bytes)) }, source) {
+            found.append(($0, $1))
+        }
+        return found
+    }
+
     /// All entries, shard by shard; throws when so few need no shards.
     public func children(
         from source: some TreeSource
@@ -201,6 +212,26 @@ struct Shard: Sendable {
             let hash = hash()
             guard let id = shards[hash[depth]] else { return nil }
             return try subshard(hash[depth], id, source).child(name, hash: { hash }, source)
+        }
+    }
+
+    /// - Parameter names: With their hashes.
+    func find(
+        _ names: [(name: FileName, hash: [UInt8])], _ source: some TreeSource,
+        _ found: (FileName, TreeChild) -> Void
+    ) throws {
+        switch form {
+        case .flat(let entries):
+            for (name, _) in names {
+                if let entry = Self.find(name.escaped, in: entries) {
+                    found(name, TreeChild(entry))
+                }
+            }
+        case .split(let shards):
+            for (index, group) in Dictionary(grouping: names, by: { $0.hash[depth] }) {
+                guard let id = shards[index] else { continue }
+                try subshard(index, id, source).find(group, source, found)
+            }
         }
     }
 

@@ -59,13 +59,24 @@ extension NodeID: CustomStringConvertible {
     public var description: String { Hex.encode(bytes) }
 }
 
-/// A Git object's id: SHA-1, 20 bytes.
+/// A Git object's id: SHA-1, 20 bytes. Without allocation, for trees and tables hold them by the
+/// million.
 public struct ObjectID: Hashable, Sendable, Comparable {
-    public let bytes: [UInt8]
+    // Big-endian.
+    private let high: UInt64
+    private let middle: UInt64
+    private let low: UInt32
+
+    /// - Precondition: `bytes` has at least 20 bytes.
+    public init(_ bytes: UnsafeRawBufferPointer) {
+        high = UInt64(bigEndian: bytes.loadUnaligned(fromByteOffset: 0, as: UInt64.self))
+        middle = UInt64(bigEndian: bytes.loadUnaligned(fromByteOffset: 8, as: UInt64.self))
+        low = UInt32(bigEndian: bytes.loadUnaligned(fromByteOffset: 16, as: UInt32.self))
+    }
 
     public init?(bytes: [UInt8]) {
         guard bytes.count == 20 else { return nil }
-        self.bytes = bytes
+        self = bytes.withUnsafeBytes { ObjectID($0) }
     }
 
     public init?(hex: some StringProtocol) {
@@ -73,7 +84,29 @@ public struct ObjectID: Hashable, Sendable, Comparable {
         self.init(bytes: bytes)
     }
 
-    public static func < (a: Self, b: Self) -> Bool { a.bytes.lexicographicallyPrecedes(b.bytes) }
+    public var bytes: [UInt8] {
+        Array(unsafeUninitializedCapacity: 20) { buffer, count in
+            store(to: UnsafeMutableRawBufferPointer(buffer))
+            count = 20
+        }
+    }
+
+    /// - Precondition: `target` has at least 20 bytes.
+    public func store(to target: UnsafeMutableRawBufferPointer) {
+        target.storeBytes(of: high.bigEndian, toByteOffset: 0, as: UInt64.self)
+        target.storeBytes(of: middle.bigEndian, toByteOffset: 8, as: UInt64.self)
+        target.storeBytes(of: low.bigEndian, toByteOffset: 16, as: UInt32.self)
+    }
+
+    /// An id is a hash already, and Swift keys its own; eight bytes of it spread as well as twenty.
+    public func hash(into hasher: inout Hasher) { hasher.combine(high) }
+
+    /// Unkeyed, for tables that grow only by accepted commits.
+    package var slot: UInt64 { high }
+
+    public static func < (a: Self, b: Self) -> Bool {
+        (a.high, a.middle, a.low) < (b.high, b.middle, b.low)
+    }
 }
 
 extension ObjectID: CustomStringConvertible {

@@ -7,8 +7,8 @@ struct Merge<Surroundings: MergeSurroundings> {
     struct Input {
         var a: Fragment
         var b: Fragment
-        /// The same commit's bases; their order does not matter.
-        var bases: [Fragment]
+        /// The inode in each base, in any order, but always the same.
+        var inBases: (LineageID) -> [Inode?]
         /// Content below it that only a rename or link would keep alive stays deleted.
         var horizon: Stamp?
         /// (name, losing stamp, is this name taken) -> the name of a conflict copy.
@@ -48,23 +48,25 @@ struct Merge<Surroundings: MergeSurroundings> {
     }
 
     private init(input: Input, surroundings: Surroundings) {
-        var input = input
-        if input.defects.contains(.onlyOneBase) { input.bases = Array(input.bases.prefix(1)) }
         self.input = input
         self.surroundings = surroundings
         fields = MergeFieldRule(defects: input.defects)
+    }
+
+    func inBases(_ id: LineageID) -> [Inode?] {
+        let all = input.inBases(id)
+        return input.defects.contains(.onlyOneBase) ? Array(all.prefix(1)) : all
     }
 
     // MARK: Steps 2 and 3
 
     private mutating func decideSurvival() throws {
         for id in Set(input.a.keys).union(input.b.keys).sorted() {
-            let bases = input.bases.map { $0[id] }
             switch (input.a[id], input.b[id]) {
             case (let a?, let b?):
-                state.inodes[id] = a == b ? a : try united(a, b, bases: bases)
+                state.inodes[id] = a == b ? a : try united(a, b, bases: inBases(id))
             case (let one?, nil), (nil, let one?):
-                if outlives(one, bases: bases) { state.inodes[id] = one }
+                if outlives(one, bases: inBases(id)) { state.inodes[id] = one }
             case (nil, nil):
                 preconditionFailure("the id came from one of the sides")
             }

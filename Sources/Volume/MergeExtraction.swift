@@ -1,102 +1,143 @@
-/// Step 1: the fragments of both sides and of every base, from their trees.
-///
-/// Each base is walked against each side. What one of these walks met has a value on its two ends;
-/// what it did not meet is the same on both. From that follows the value in every tree of all that
-/// any walk met, and the rest is the same in all of them.
+/// Step 1: what differs between both sides and every base, from their trees. Each base is walked
+/// against each side.
 struct MergeExtraction {
-    /// The sides first, then the bases.
-    private(set) var fragments: [Fragment]
-    /// By tree as above: directories above or among the differences.
-    private(set) var directories: [[LineageID: ObjectID]]
-    /// Every link in some fragment.
-    private(set) var links: Set<LinkID>
+    /// The trees by number: the sides first, then the bases.
+    private let trees: Int
+    private let meetings: MergeMeetings
+    /// Of both sides.
+    let fragments: [Fragment]
     /// How many links an inode of the fragments has beyond those, the same in every tree.
-    private(set) var otherLinks: [LineageID: Int] = [:]
+    private let otherLinks: [LineageID: Int]
+    private let chains: LinkChains
 
     init<Source: TreeSource>(
-        _ a: VolumeTree, _ b: VolumeTree, bases: [VolumeTree], source: Source
+        _ a: VolumeTree, _ b: VolumeTree, bases: [VolumeTree], _ objects: MergeObjects<Source>
     ) throws {
-        let trees = [a, b] + bases
-        var records = Readings<LineageID, CountedRecord>(trees: trees.count)
-        var links = Readings<LinkID, PlacedLink>(trees: trees.count)
-        var directories = Readings<LineageID, ObjectID>(trees: trees.count)
+        let all = [a, b] + bases
+        trees = all.count
+        meetings = MergeMeetings(trees: trees)
         for side in 0..<2 {
-            for base in bases.isEmpty ? [nil] : Array(2..<trees.count).map(Optional.some) {
-                let walk = try MergePairWalk(
-                    base.map { trees[$0] }, trees[side], source: source)
-                records.add(walk.old.records, walk.new.records, base, side)
-                links.add(walk.old.links, walk.new.links, base, side)
-                directories.add(walk.old.directories, walk.new.directories, base, side)
+            for base in bases.isEmpty ? [nil] : Array(2..<trees).map(Optional.some) {
+                try MergePairWalk.run(
+                    base.map { ($0, all[$0]) }, (side, all[side]), objects, into: meetings)
             }
         }
-        let placed = links.values()
-        self.links = Set(links.keys)
-        self.directories = directories.values()
-        var counted = records.values()
-        let unread = Set(placed.flatMap { $0.values.map(\.link.target) }).subtracting(records.keys)
-        var lookup = try InodeLookup(InodeTable(a.inodes), source)
+        meetings.complete(along: (2..<trees).flatMap { base in (0..<2).map { (base, $0) } })
+        let records = try Self.addUnread(to: meetings, in: a, trees: trees, objects.source)
+        chains = try LinkChains(meetings, trees: trees)
+        var fragments = [Fragment(), Fragment()]
+        var otherLinks: [LineageID: Int] = [:]
+        for (id, row) in records {
+            for side in 0..<2 {
+                guard let record = meetings.records.value(row: row, in: side) else { continue }
+                let inode = Inode(
+                    record.record, links: chains.links(of: row, id, in: side, meetings))
+                if record.links > inode.links.count {
+                    otherLinks[id] = record.links - inode.links.count
+                }
+                fragments[side][id] = inode
+            }
+        }
+        self.fragments = fragments
+        self.otherLinks = otherLinks
+    }
+
+    /// A link differs and what it names does not: then its record lies in `inode/`.
+    private static func addUnread(
+        to meetings: MergeMeetings, in tree: VolumeTree, trees: Int, _ source: some TreeSource
+    ) throws -> [LineageID: Int] {
+        var unread: Set<LineageID> = []
+        for row in meetings.links.rows.values {
+            for tree in 0..<trees {
+                guard let link = meetings.links.value(row: row, in: tree) else { continue }
+                let target = link.placed.link.target
+                if meetings.records.rows[target] == nil { unread.insert(target) }
+            }
+        }
+        var lookup = try InodeLookup(InodeTable(tree.inodes), source)
         for id in unread.sorted() {
-            // A link differs and what it names does not: then its record lies in `inode/`.
             guard let shared = try lookup.record(id) else {
                 throw InvalidTree("a link to a record that is not there: \(id.rawValue)")
             }
-            let record = CountedRecord(record: shared.record, links: shared.links)
-            for tree in trees.indices { counted[tree][id] = record }
+            meetings.records.meetEverywhere(MetRecord(shared.record, links: shared.links), id)
         }
-        fragments = counted.map { $0.mapValues { Inode($0.record, links: []) } }
-        for tree in trees.indices {
-            for (id, link) in placed[tree] {
-                guard fragments[tree][link.link.target] != nil else {
-                    throw InvalidTree("a link to a record that is not there")
-                }
-                fragments[tree][link.link.target]?.links[id] = link
+        return meetings.records.rows
+    }
+
+    var hasBases: Bool { trees > 2 }
+
+    /// The inode in each base.
+    func inBases(_ id: LineageID) -> [Inode?] {
+        guard let row = meetings.records.rows[id] else {
+            return Array(repeating: nil, count: trees - 2)
+        }
+        return (2..<trees).map { tree in
+            meetings.records.value(row: row, in: tree).map {
+                Inode($0.record, links: chains.links(of: row, id, in: tree, meetings))
             }
         }
-        for tree in trees.indices {
-            for (id, record) in counted[tree] {
-                otherLinks[id] = max(0, record.links - (fragments[tree][id]?.links.count ?? 0))
-            }
+    }
+
+    /// Whether an inode differs somewhere.
+    func contains(_ id: LineageID) -> Bool { meetings.records.rows[id] != nil }
+
+    /// Whether a link differs somewhere.
+    func contains(_ link: LinkID) -> Bool { meetings.links.rows[link] != nil }
+
+    func otherLinkCount(of id: LineageID) -> Int { otherLinks[id] ?? 0 }
+
+    /// A directory above or among the differences.
+    func directory(_ id: LineageID, in side: Int) -> ObjectID? {
+        meetings.directories.value(id, in: side)
+    }
+
+    /// As any tree has it, the sides first.
+    func directory(_ id: LineageID) -> ObjectID? {
+        meetings.directories.rows[id].flatMap { row in
+            (0..<trees).lazy.compactMap { meetings.directories.value(row: row, in: $0) }.first
         }
     }
 }
 
-/// What walks met of one kind of thing, by tree.
-private struct Readings<Key: Hashable, Value> {
-    /// By tree: nil not known, `.some(nil)` known to be absent.
-    private var read: [Key: [Value??]] = [:]
-    private let trees: Int
-    private var edges: [(Int, Int)] = []
+/// By record which links may name it, without an allocation for each.
+private struct LinkChains {
+    /// By the record's row: where its chain begins.
+    private var first: [Int32]
+    private var nodes: [(link: Int32, next: Int32)] = []
 
-    init(trees: Int) { self.trees = trees }
-
-    var keys: Dictionary<Key, [Value??]>.Keys { read.keys }
-
-    mutating func add(_ old: [Key: Value], _ new: [Key: Value], _ base: Int?, _ side: Int) {
-        if let base { edges.append((base, side)) }
-        for key in Set(old.keys).union(new.keys) {
-            var row = read[key] ?? Array(repeating: nil, count: trees)
-            row[side] = .some(new[key])
-            if let base { row[base] = .some(old[key]) }
-            read[key] = row
+    init(_ meetings: MergeMeetings, trees: Int) throws {
+        first = Array(repeating: -1, count: meetings.records.rows.count)
+        nodes.reserveCapacity(meetings.links.rows.count)
+        for link in meetings.links.rows.values {
+            var chained: LineageID?
+            for tree in 0..<trees {
+                guard let met = meetings.links.value(row: link, in: tree) else { continue }
+                let target = met.placed.link.target
+                guard let record = meetings.records.rows[target],
+                    meetings.records.value(row: record, in: tree) != nil
+                else { throw InvalidTree("a link to a record that is not there") }
+                guard chained != target else { continue }
+                chained = target
+                nodes.append((Int32(link), first[record]))
+                first[record] = Int32(nodes.count - 1)
+            }
         }
     }
 
-    /// What is there, by tree.
-    func values() -> [[Key: Value]] {
-        var values = Array(repeating: [Key: Value](), count: trees)
-        for (key, row) in read {
-            var row = row
-            // Every base has an edge to both sides, so that two rounds reach every tree.
-            for _ in 0..<2 {
-                for (base, side) in edges {
-                    if row[base] == nil { row[base] = row[side] }
-                    if row[side] == nil { row[side] = row[base] }
-                }
+    func links(
+        of record: Int, _ id: LineageID, in tree: Int, _ meetings: MergeMeetings
+    ) -> [PlacedLink] {
+        var links: [PlacedLink] = []
+        var at = first[record]
+        while at >= 0 {
+            let node = nodes[Int(at)]
+            if let link = meetings.links.value(row: Int(node.link), in: tree)?.placed,
+                link.link.target == id
+            {
+                links.append(link)
             }
-            for tree in 0..<trees {
-                if case .some(.some(let value)) = row[tree] { values[tree][key] = value }
-            }
+            at = node.next
         }
-        return values
+        return links
     }
 }

@@ -114,7 +114,7 @@ extension Merge {
     private mutating func uniteTwins(at place: Place) {
         let newborn = inodes(at: place).filter { inode in
             !inode.isDirectory && inode.links.count == 1 && !unchanged.contains(inode.id)
-                && input.bases.allSatisfy { $0[inode.id] == nil }
+                && inBases(inode.id).allSatisfy { $0 == nil }
         }
         var kept: [Inode] = []
         for inode in newborn.sorted(by: Inode.isOlder) {

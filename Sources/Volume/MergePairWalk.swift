@@ -1,21 +1,16 @@
 /// What differs between a base and a side, on both ends: records, links, and the directories passed
 /// on the way, which are all directories above a difference.
 ///
-/// What is not here is the same in both trees. The cost follows the differences: equal tree ids are
+/// What is not met is the same in both trees. The cost follows the differences: equal tree ids are
 /// not entered, directories are paired by id wherever they moved to.
 struct MergePairWalk<Source: TreeSource> {
-    struct End {
-        var records: [LineageID: CountedRecord] = [:]
-        var links: [LinkID: PlacedLink] = [:]
-        var directories: [LineageID: ObjectID] = [:]
-    }
+    /// Takes what the walk meets.
+    private let meetings: MergeMeetings
+    private let objects: MergeObjects<Source>
+    /// Which trees the two ends are, for `meetings`; the old one is nil where there is no base.
+    private let ends: (old: Int?, new: Int)
 
-    /// A directory met on one end.
-    private struct Met {
-        let id: LineageID
-        let tree: ObjectID
-        let contents: DirectoryTree
-    }
+    private typealias Directory = MergeObjects<Source>.Directory
 
     private enum Side: CaseIterable {
         case old, new
@@ -23,20 +18,31 @@ struct MergePairWalk<Source: TreeSource> {
         var other: Side { self == .old ? .new : .old }
     }
 
-    private let source: Source
-    private(set) var old = End()
-    private(set) var new = End()
-
-    private var pairs: [(old: Met, new: Met)] = []
-    private var alone: [Side: [LineageID: Met]] = [:]
+    private var pairs: [(old: Directory, new: Directory)] = []
+    private var alone: [Side: [LineageID: Directory]] = [:]
     private var opened: [Side: Set<LineageID>] = [:]
-    private var toOpen: [(Side, Met)] = []
+    private var toOpen: [(Side, Directory)] = []
 
-    /// - Parameter old: nil where there is no base: then everything differs.
-    init(_ old: VolumeTree?, _ new: VolumeTree, source: Source) throws {
-        self.source = source
-        try walkDirectories(old?.root, new.root)
-        if old?.inodes != new.inodes { try walkInodes(old?.inodes, new.inodes) }
+    /// - Parameters:
+    ///   - trees: The number of each tree in `meetings` beside it. No old one: everything differs.
+    static func run(
+        _ old: (number: Int, tree: VolumeTree)?, _ new: (number: Int, tree: VolumeTree),
+        _ objects: MergeObjects<Source>, into meetings: MergeMeetings
+    ) throws {
+        var walk = MergePairWalk(
+            meetings: meetings, objects: objects, ends: (old?.number, new.number))
+        try walk.walkDirectories(old?.tree.root, new.tree.root)
+        if old?.tree.inodes != new.tree.inodes {
+            try walk.walkInodes(old?.tree.inodes, new.tree.inodes)
+        }
+    }
+
+    private init(
+        meetings: MergeMeetings, objects: MergeObjects<Source>, ends: (old: Int?, new: Int)
+    ) {
+        self.meetings = meetings
+        self.objects = objects
+        self.ends = ends
     }
 
     // MARK: Directories
@@ -56,7 +62,7 @@ struct MergePairWalk<Source: TreeSource> {
         repeat {
             while let (old, new) = pairs.popLast() {
                 if old.tree == new.tree { continue }
-                try compare(old.contents.shard, new.contents.shard, in: old.id)
+                try compare(old.shard, new.shard, in: old.id)
             }
             while let (side, directory) = toOpen.popLast() { try open(directory, side) }
             if pairs.isEmpty, !pairMoved() { openAlone() }
@@ -64,46 +70,47 @@ struct MergePairWalk<Source: TreeSource> {
     }
 
     /// Reads and notes a directory. Only the top directory has no place and no link.
-    private mutating func meet(_ tree: ObjectID, at place: Place?, _ side: Side) throws -> Met {
-        let contents = try DirectoryTree(reading: tree, from: source)
-        let (record, link) = try contents.record(from: source)
-        guard (place == nil) == (link == nil) else {
+    private func meet(_ tree: ObjectID, at place: Place?, _ side: Side) throws -> Directory {
+        let directory = try objects.directory(tree)
+        guard (place == nil) == (directory.link == nil) else {
             throw InvalidTree("the top directory alone has no link")
         }
-        change(side) {
-            $0.records[record.id] = CountedRecord(record: record, links: link == nil ? 0 : 1)
-            $0.directories[record.id] = tree
-            if let place, let link { $0.links[link.id] = PlacedLink(place: place, link: link) }
+        note(side) { tree, other in
+            meetings.records.meet(directory.record, directory.id, in: tree, against: other)
+            meetings.directories.meet(directory.tree, directory.id, in: tree, against: other)
+            if let place, let link = directory.link {
+                let met = MetLink(PlacedLink(place: place, link: link), entryName: [])
+                meetings.links.meet(met, link.id, in: tree, against: other)
+            }
         }
-        return Met(id: record.id, tree: tree, contents: contents)
+        return directory
     }
 
-    private mutating func change(_ side: Side, _ body: (inout End) -> Void) {
-        switch side {
-        case .old: body(&old)
-        case .new: body(&new)
+    /// - Parameter body: gets the number of the tree, and that of the one at the other end.
+    private func note(_ side: Side, _ body: (Int, Int?) -> Void) {
+        switch (side, ends.old) {
+        case (.new, let old): body(ends.new, old)
+        case (.old, let old?): body(old, ends.new)
+        case (.old, nil): preconditionFailure("nothing is met in no tree")
         }
     }
 
     private mutating func see(_ entry: TreeEntry, in directory: LineageID, _ side: Side) throws {
-        let place = Place(directory: directory, name: try DirectoryTree.name(of: entry))
         guard entry.kind == .blob else {
+            let place = Place(directory: directory, name: try DirectoryTree.name(of: entry))
             hold(try meet(entry.id, at: place, side), side)
             return
         }
-        switch try EntryBlob(decoding: source.blob(entry.id)) {
-        case .single(let record, let link) where !record.isDirectory:
-            change(side) {
-                $0.records[record.id] = CountedRecord(record: record, links: 1)
-                $0.links[link.id] = PlacedLink(place: place, link: link)
-            }
-        case .reference(let link):
-            change(side) { $0.links[link.id] = PlacedLink(place: place, link: link) }
-        default: throw InvalidTree("a directory's or shared record at a file's place")
+        let leaf = try objects.leaf(entry.id)
+        let link = try leaf.placed(in: directory, as: entry)
+        note(side) { tree, other in
+            meetings.links.meet(link, leaf.link.id, in: tree, against: other)
+            guard let record = leaf.record else { return }
+            meetings.records.meet(record, record.record.id, in: tree, against: other)
         }
     }
 
-    private mutating func hold(_ directory: Met, _ side: Side) {
+    private mutating func hold(_ directory: Directory, _ side: Side) {
         if opened[side.other, default: []].contains(directory.id) {
             toOpen.append((side, directory))
         } else {
@@ -128,9 +135,9 @@ struct MergePairWalk<Source: TreeSource> {
         }
     }
 
-    private mutating func open(_ directory: Met, _ side: Side) throws {
+    private mutating func open(_ directory: Directory, _ side: Side) throws {
         opened[side, default: []].insert(directory.id)
-        for entry in try directory.contents.shard.all(source) {
+        for entry in try directory.shard.all(objects.source) {
             try see(entry, in: directory.id, side)
         }
     }
@@ -139,7 +146,7 @@ struct MergePairWalk<Source: TreeSource> {
 
     private mutating func compare(_ before: Shard, _ after: Shard, in directory: LineageID) throws {
         try eachDifference(before, after) { walk, earlier, later in
-            if let earlier, let later, earlier.kind == .tree, later.kind == .tree {
+            if let earlier, let later, earlier.kind == .tree {
                 let place = Place(directory: directory, name: try DirectoryTree.name(of: later))
                 let one = try walk.meet(earlier.id, at: place, .old)
                 let other = try walk.meet(later.id, at: place, .new)
@@ -158,33 +165,45 @@ struct MergePairWalk<Source: TreeSource> {
 
     private typealias Visit = (inout Self, TreeEntry?, TreeEntry?) throws -> Void
 
-    /// Visits the names whose entries differ; of a split directory reads only the shards that do.
+    /// Visits what differs, both ends of a name together where they are of one kind; of a split
+    /// directory reads only the shards that differ.
     private mutating func eachDifference(_ old: Shard?, _ new: Shard?, _ visit: Visit) throws {
         if let old, let new, case .split(let before) = old.form, case .split(let after) = new.form {
-            for index in Set(before.keys).union(after.keys) where before[index] != after[index] {
+            for index in UInt8.min...UInt8.max where before[index] != after[index] {
                 try eachDifference(
-                    before[index].map { try old.subshard(index, $0, source) },
-                    after[index].map { try new.subshard(index, $0, source) }, visit)
+                    before[index].map { try objects.subshard(index, $0, of: old) },
+                    after[index].map { try objects.subshard(index, $0, of: new) }, visit)
             }
             return
         }
-        let differing = TreeEntry.differing(
-            try old?.entriesBelow(source) ?? [], try new?.entriesBelow(source) ?? [])
-        var before: [[UInt8]: TreeEntry] = [:]
-        for entry in differing.old { before[entry.name] = entry }
-        for entry in differing.new {
-            let earlier = before.removeValue(forKey: entry.name)
-            if earlier != entry { try visit(&self, earlier, entry) }
+        let before = try old.map(objects.entries(below:)) ?? []
+        let after = try new.map(objects.entries(below:)) ?? []
+        var (i, j) = (0, 0)
+        while i < before.count || j < after.count {
+            if i < before.count, j < after.count, before[i].name == after[j].name,
+                before[i].kind == after[j].kind
+            {
+                if before[i].id != after[j].id { try visit(&self, before[i], after[j]) }
+                (i, j) = (i + 1, j + 1)
+            } else if j == after.count
+                || i < before.count && TreeEntry.precedesInGit(before[i], after[j])
+            {
+                try visit(&self, before[i], nil)
+                i += 1
+            } else {
+                try visit(&self, nil, after[j])
+                j += 1
+            }
         }
-        for entry in before.values { try visit(&self, entry, nil) }
     }
 
     // MARK: Shared records
 
     private mutating func walkInodes(_ old: ObjectID?, _ new: ObjectID?) throws {
+        let source = objects.source
         let before = try InodeTable(old).groups(source)
         let after = try InodeTable(new).groups(source)
-        for group in Set(before.keys).union(after.keys) where before[group] != after[group] {
+        for group in UInt8.min...UInt8.max where before[group] != after[group] {
             try eachDifference(
                 before[group].map { try InodeTable.shard($0, source) },
                 after[group].map { try InodeTable.shard($0, source) }
@@ -195,28 +214,10 @@ struct MergePairWalk<Source: TreeSource> {
         }
     }
 
-    private mutating func seeShared(_ entry: TreeEntry, _ side: Side) throws {
+    private func seeShared(_ entry: TreeEntry, _ side: Side) throws {
         let id = try InodeTable.lineage(entry)
-        let shared = try InodeTable.decode(source.blob(entry.id), as: id)
-        change(side) { $0.records[id] = CountedRecord(record: shared.record, links: shared.links) }
-    }
-}
-
-/// A record and how many links the tree has to it.
-struct CountedRecord: Hashable, Sendable {
-    let record: Record
-    let links: Int
-}
-
-extension Shard {
-    /// All entries; unlike `all`, also of a part that alone would need no shards.
-    fileprivate func entriesBelow(_ source: some TreeSource) throws -> [TreeEntry] {
-        switch form {
-        case .flat(let entries): return entries
-        case .split(let shards):
-            return try shards.sorted { $0.key < $1.key }.flatMap { index, id in
-                try subshard(index, id, source).entriesBelow(source)
-            }
-        }
+        let shared = try InodeTable.decode(objects.source.blob(entry.id), as: id)
+        let record = MetRecord(shared.record, links: shared.links)
+        note(side) { meetings.records.meet(record, id, in: $0, against: $1) }
     }
 }

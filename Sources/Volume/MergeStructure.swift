@@ -4,11 +4,11 @@ extension Merge {
     private func inSides(_ id: LineageID) -> Inode? {
         let one = input.a[id] ?? input.b[id]
         guard input.defects.contains(.directoriesReturnFromBase) else { return one }
-        return input.bases.lazy.compactMap { $0[id] }.first ?? one
+        return inBases(id).lazy.compactMap(\.self).first ?? one
     }
 
     func isKnown(_ id: LineageID) -> Bool {
-        input.a[id] != nil || input.b[id] != nil || input.bases.contains { $0[id] != nil }
+        input.a[id] != nil || input.b[id] != nil || inBases(id).contains { $0 != nil }
     }
 
     /// A directory that holds something living lives, its record alone: deleting a directory
@@ -112,8 +112,8 @@ extension Merge {
     }
 
     private func placeInBases(_ id: LineageID) -> Place? {
-        let links = input.bases.compactMap { base -> PlacedLink? in
-            base[id].flatMap { $0.isDirectory ? $0.newestLink : nil }
+        let links = inBases(id).compactMap { base -> PlacedLink? in
+            base.flatMap { $0.isDirectory ? $0.newestLink : nil }
         }
         return links.sorted { PlacedLink.isOlder($1, $0) }.map(\.place).first { place in
             lives(place.directory) && !isBelow(place.directory, id)

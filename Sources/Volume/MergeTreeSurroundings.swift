@@ -38,13 +38,13 @@ struct TreeSurroundings<Source: TreeSource>: MergeSurroundings {
         }
     }
 
-    func otherLinkCount(of id: LineageID) -> Int { extraction.otherLinks[id] ?? 0 }
+    func otherLinkCount(of id: LineageID) -> Int { extraction.otherLinkCount(of: id) }
 
     /// Where the other links stand is written nowhere; finding them reads the whole tree.
     mutating func otherLinks(of id: LineageID) throws -> [PlacedLink] {
         guard otherLinkCount(of: id) > 0 else { return [] }
         return try scanned().references[id, default: []].filter {
-            !extraction.links.contains($0.link.id)
+            !extraction.contains($0.link.id)
         }
     }
 
@@ -54,10 +54,10 @@ struct TreeSurroundings<Source: TreeSource>: MergeSurroundings {
     mutating func lives(
         _ id: LineageID, copyOf original: LineageID, losing stamp: Stamp
     ) throws -> Bool {
-        for base in extraction.fragments.dropFirst(2) {
-            if let content = base[original]?.record.content, content.stamp < stamp { return false }
+        for base in extraction.inBases(original) {
+            if let content = base?.record.content, content.stamp < stamp { return false }
         }
-        if extraction.fragments.count == 2 { return false }
+        if !extraction.hasBases { return false }
         if try lookup.record(id) != nil { return true }
         return try scanned().ids.contains(id)
     }
@@ -65,8 +65,9 @@ struct TreeSurroundings<Source: TreeSource>: MergeSurroundings {
     // MARK: Reading
 
     private func contents(of directory: LineageID) throws -> DirectoryTree? {
-        let known = extraction.directories.lazy.compactMap { $0[directory] }.first
-        guard let tree = known ?? found[directory]?.tree else { return nil }
+        guard let tree = extraction.directory(directory) ?? found[directory]?.tree else {
+            return nil
+        }
         return try DirectoryTree(reading: tree, from: source)
     }
 
@@ -74,7 +75,7 @@ struct TreeSurroundings<Source: TreeSource>: MergeSurroundings {
         _ child: TreeChild, at place: Place
     ) throws -> (record: Record, link: PlacedLink)? {
         let (record, link) = try read(child, at: place)
-        guard let record, !extraction.links.contains(link.link.id) else { return nil }
+        guard let record, !extraction.contains(link.link.id) else { return nil }
         handedOut[link.link.id] = link
         return (record, link)
     }

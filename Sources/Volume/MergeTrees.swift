@@ -8,7 +8,7 @@
 public func mergeTrees<Sink: TreeSink>(
     _ a: ObjectID, _ b: ObjectID, bases: [ObjectID], source: some TreeSource, sink: inout Sink
 ) throws -> ObjectID {
-    try TreeMerge.run(a, b, bases: bases, defects: [], source: source, sink: &sink)
+    try TreeMerge.run(a, b, bases: bases, defects: [], MergeObjects(source), sink: &sink)
 }
 
 /// The parents and the tree of the one commit that merges some heads.
@@ -38,17 +38,12 @@ package func foldHeads<Sink: TreeSink>(
     inOrder heads: [ObjectID], defects: MergeDefects, graph: some CommitGraph,
     source: some TreeSource, sink: inout Sink
 ) throws -> ObjectID {
-    if heads.count <= 2 {
-        return try graph.fold(inOrder: heads, value: graph.tree) { a, b, bases in
-            try TreeMerge.run(a, b, bases: bases, defects: defects, source: source, sink: &sink)
-        }
-    }
-    let objects = FoldObjects(source: source, sink: sink)
-    defer { sink = objects.sink }
+    let written = FoldObjects(source: source, sink: sink)
+    defer { sink = written.sink }
+    let objects = MergeObjects(written)
     return try graph.fold(inOrder: heads, value: graph.tree) { a, b, bases in
-        var sink = objects
-        return try TreeMerge.run(
-            a, b, bases: bases, defects: defects, source: objects, sink: &sink)
+        var sink = written
+        return try TreeMerge.run(a, b, bases: bases, defects: defects, objects, sink: &sink)
     }
 }
 
@@ -84,23 +79,24 @@ private final class FoldObjects<Source: TreeSource, Sink: TreeSink>: TreeSource,
 
 /// One merge of two trees: extraction, rules, encoding.
 enum TreeMerge {
-    static func run<Sink: TreeSink>(
+    static func run<Source: TreeSource, Sink: TreeSink>(
         _ a: ObjectID, _ b: ObjectID, bases: [ObjectID], defects: MergeDefects,
-        source: some TreeSource, sink: inout Sink
+        _ objects: MergeObjects<Source>, sink: inout Sink
     ) throws -> ObjectID {
         // Where one side changed nothing, the other is the result.
         if a == b || bases == [b] { return a }
         if bases == [a] { return b }
+        let source = objects.source
         let left = try VolumeTree(reading: a, from: source)
         let right = try VolumeTree(reading: b, from: source)
         let ancestors = try bases.map { try VolumeTree(reading: $0, from: source) }
         let volume = try VolumeMerge(left, right, bases: ancestors, source: source)
-        let extraction = try MergeExtraction(left, right, bases: ancestors, source: source)
+        let extraction = try MergeExtraction(left, right, bases: ancestors, objects)
         var surroundings = try TreeSurroundings(left, extraction, source: source)
         let merged = try Merge.run(
             Merge.Input(
                 a: extraction.fragments[0], b: extraction.fragments[1],
-                bases: Array(extraction.fragments[2...]), horizon: volume.horizon,
+                inBases: extraction.inBases, horizon: volume.horizon,
                 conflictName: volume.conflictName, defects: defects),
             surroundings: &surroundings)
         // The tree is the same whichever side is patched; the larger one has less to be changed.

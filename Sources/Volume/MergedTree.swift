@@ -2,10 +2,9 @@
 struct MergedTree<Source: TreeSource>: LiveState {
     private let inodes: Fragment
     private let surroundings: TreeSurroundings<Source>
-    /// Of the side that is patched: directories among or above the differences.
-    private let trees: [LineageID: ObjectID]
-    /// In some fragment.
-    private let known: Set<LineageID>
+    private let extraction: MergeExtraction
+    /// The side that is patched.
+    private let side: Int
     private let names: [LineageID: [FileName: Link]]
     /// Links of the merged inodes that are neither in the merged state nor differ anywhere.
     private let rest: [LineageID: [PlacedLink]]
@@ -16,15 +15,15 @@ struct MergedTree<Source: TreeSource>: LiveState {
         _ surroundings: inout TreeSurroundings<Source>, patching side: Int
     ) throws {
         self.inodes = inodes
-        trees = extraction.directories[side]
-        known = extraction.fragments.reduce(into: []) { $0.formUnion($1.keys) }
+        self.extraction = extraction
+        self.side = side
         var rest: [LineageID: [PlacedLink]] = [:]
         var admitted: [LineageID: Int] = [:]
         for link in surroundings.handedOut.values { admitted[link.link.target, default: 0] += 1 }
         for inode in inodes.values {
             let admitted = admitted[inode.id, default: 0]
             let outside =
-                known.contains(inode.id) || admitted == 0
+                extraction.contains(inode.id) || admitted == 0
                 ? surroundings.otherLinkCount(of: inode.id)
                 : try surroundings.linkCount(of: inode.id)
             // Of an inode that keeps several links, those that differ nowhere are only counted: the
@@ -61,7 +60,7 @@ struct MergedTree<Source: TreeSource>: LiveState {
 
     /// Directories above what a scan found are the same everywhere and in no fragment.
     private func unchangedDirectory(_ id: LineageID) -> (record: Record, link: PlacedLink)? {
-        guard !known.contains(id), let found = surroundings.found[id],
+        guard !extraction.contains(id), let found = surroundings.found[id],
             surroundings.handedOut[found.link.link.id] == nil
         else { return nil }
         return (found.record, found.link)
@@ -85,6 +84,7 @@ struct MergedTree<Source: TreeSource>: LiveState {
 
     func tree(of directory: LineageID) -> ObjectID? {
         // A scan finds directories of one side that the patched one may lack.
-        known.contains(directory) ? trees[directory] : surroundings.found[directory]?.tree
+        extraction.contains(directory)
+            ? extraction.directory(directory, in: side) : surroundings.found[directory]?.tree
     }
 }

@@ -3,44 +3,63 @@
 /// Content is hashed by `Store` with an optimised library; this exists because the core has no
 /// dependency. It is not named `SHA256` so that importing it beside a crypto library is unambiguous.
 public struct PureSHA256: Sendable {
-    private var state: [UInt32] = [
+    private var state: InlineArray<8, UInt32> = [
         0x6A09_E667, 0xBB67_AE85, 0x3C6E_F372, 0xA54F_F53A,
         0x510E_527F, 0x9B05_688C, 0x1F83_D9AB, 0x5BE0_CD19,
     ]
+    private var pending = InlineArray<64, UInt8>(repeating: 0)
     /// Less than one block.
-    private var pending: [UInt8] = []
+    private var pendingCount = 0
     private var length: UInt64 = 0
 
     public init() {}
 
     public mutating func update(_ bytes: [UInt8]) {
+        bytes.withUnsafeBufferPointer { update($0) }
+    }
+
+    private mutating func update(_ bytes: UnsafeBufferPointer<UInt8>) {
         length += UInt64(bytes.count)
         var from = 0
-        if !pending.isEmpty {
-            from = min(64 - pending.count, bytes.count)
-            pending.append(contentsOf: bytes[..<from])
-            guard pending.count == 64 else { return }
-            compress(pending, from: 0, blocks: 1)
-            pending.removeAll(keepingCapacity: true)
+        if pendingCount > 0 {
+            while from < bytes.count, pendingCount < 64 { append(bytes[from], &from) }
+            guard pendingCount == 64 else { return }
+            compressPending()
         }
-        let blocks = (bytes.count - from) / 64
-        if blocks > 0 { compress(bytes, from: from, blocks: blocks) }
-        pending.append(contentsOf: bytes[(from + blocks * 64)...])
+        while bytes.count - from >= 64 {
+            Self.compress(&state, UnsafeBufferPointer(rebasing: bytes[from..<from + 64]))
+            from += 64
+        }
+        while from < bytes.count { append(bytes[from], &from) }
+    }
+
+    private mutating func append(_ byte: UInt8, _ from: inout Int) {
+        pending[pendingCount] = byte
+        pendingCount += 1
+        from += 1
     }
 
     /// Eight bytes, most significant first.
     public mutating func update(_ number: UInt64) {
-        update((0..<8).map { UInt8(truncatingIfNeeded: number >> (56 - 8 * $0)) })
+        withUnsafeBytes(of: number.bigEndian) { update($0.bindMemory(to: UInt8.self)) }
     }
 
     /// The 32 bytes of the digest.
     public consuming func finish() -> [UInt8] {
         let bits = length * 8
-        let zeros = (119 - pending.count) % 64
-        update([0x80] + [UInt8](repeating: 0, count: zeros))
-        update(bits)
-        return state.flatMap { word in
-            (0..<4).map { UInt8(truncatingIfNeeded: word >> (24 - 8 * $0)) }
+        pending[pendingCount] = 0x80
+        for at in (pendingCount + 1)..<64 { pending[at] = 0 }
+        if pendingCount >= 56 {
+            compressPending()
+            for at in 0..<64 { pending[at] = 0 }
+        }
+        for at in 0..<8 { pending[56 + at] = UInt8(truncatingIfNeeded: bits >> (56 - 8 * at)) }
+        compressPending()
+        return Array(unsafeUninitializedCapacity: 32) { digest, count in
+            for at in 0..<32 {
+                digest[at] = UInt8(truncatingIfNeeded: state[at / 4] >> (24 - 8 * (at % 4)))
+            }
+            count = 32
         }
     }
 
@@ -51,27 +70,29 @@ public struct PureSHA256: Sendable {
         return hash.finish()
     }
 
-    private mutating func compress(_ bytes: [UInt8], from: Int, blocks: Int) {
-        state.withUnsafeMutableBufferPointer { state in
-            bytes.withUnsafeBufferPointer { bytes in
-                Self.constants.withUnsafeBufferPointer { constants in
-                    withUnsafeTemporaryAllocation(of: UInt32.self, capacity: 64) { schedule in
-                        for block in 0..<blocks {
-                            Self.expand(bytes, from: from + block * 64, into: schedule)
-                            Self.rounds(state, schedule, constants)
-                        }
-                    }
-                }
+    private mutating func compressPending() {
+        let block = pending
+        withUnsafeBytes(of: block) { Self.compress(&state, $0.bindMemory(to: UInt8.self)) }
+        pendingCount = 0
+    }
+
+    private static func compress(
+        _ state: inout InlineArray<8, UInt32>, _ block: UnsafeBufferPointer<UInt8>
+    ) {
+        constants.withUnsafeBufferPointer { constants in
+            withUnsafeTemporaryAllocation(of: UInt32.self, capacity: 64) { schedule in
+                expand(block, into: schedule)
+                rounds(&state, schedule, constants)
             }
         }
     }
 
     private static func expand(
-        _ bytes: UnsafeBufferPointer<UInt8>, from: Int, into w: UnsafeMutableBufferPointer<UInt32>
+        _ bytes: UnsafeBufferPointer<UInt8>, into w: UnsafeMutableBufferPointer<UInt32>
     ) {
         var i = 0
         while i < 16 {
-            let at = from + 4 * i
+            let at = 4 * i
             w[i] =
                 UInt32(bytes[at]) << 24 | UInt32(bytes[at + 1]) << 16
                 | UInt32(bytes[at + 2]) << 8 | UInt32(bytes[at + 3])
@@ -88,7 +109,7 @@ public struct PureSHA256: Sendable {
     }
 
     private static func rounds(
-        _ state: UnsafeMutableBufferPointer<UInt32>, _ w: UnsafeMutableBufferPointer<UInt32>,
+        _ state: inout InlineArray<8, UInt32>, _ w: UnsafeMutableBufferPointer<UInt32>,
         _ k: UnsafeBufferPointer<UInt32>
     ) {
         var (a, b, c, d) = (state[0], state[1], state[2], state[3])

@@ -230,7 +230,7 @@ func mergeWhole(
 ) throws -> Fragment {
     var nothing = NoSurroundings()
     let input = Merge<NoSurroundings>.Input(
-        a: a, b: b, bases: bases, horizon: horizon,
+        a: a, b: b, inBases: { id in bases.map { $0[id] } }, horizon: horizon,
         conflictName: { name, origin, taken in
             try conflictName(
                 original: name, node: "n\(origin.stamp.node.low)", stamp: origin.stamp,
