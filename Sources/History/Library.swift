@@ -21,6 +21,8 @@ public enum HistoryLimits {
     public static let batchObjectsMax = 100_000
     /// More packs than this are combined in the background.
     public static let packsMax = 50
+    /// The same while heads wait to be merged.
+    public static let packsLateMax = 200
     /// Objects that one repack combines at most.
     public static let repackObjectsMax = 500_000
     /// Free bytes that must be left after a pack is written.
@@ -34,7 +36,7 @@ public enum HistoryLimits {
     // MARK: Memory
 
     /// Parsed trees kept, bytes, in each of two generations.
-    static let treeCacheBytes = 4 << 20
+    static let treeCacheBytes = 12 << 20
     /// libgit2's own object cache, bytes, for all handles.
     static let libraryCacheBytes = 8 << 20
     /// Pack bytes mapped at once, by all handles.

@@ -15,6 +15,9 @@ final class Gossip: Sendable {
     /// others waiting. What is not fetched for that is when another fetch has ended.
     static let pullsMax = 32
     static let pullsPerPeerMax = 2
+    /// Only when one takes longer than this the next begins beside it: what several peers have to send
+    /// is the same for the most part, and would come from each of them.
+    static let pullPatience = Duration.seconds(3)
     /// What a pack may weigh.
     static let packBytesMax: Int64 = 4 << 30
     /// Heads named in a request, on either side.
@@ -30,12 +33,17 @@ final class Gossip: Sendable {
     private let timeline: Timeline
     private let history: History
     private let logger: Logger
-    private let pulling = Mutex<[ObjectID: NodeID]>([:])
+    private let pulling = Mutex<[ObjectID: Pull]>([:])
     /// Heads that were refused, so that they are not fetched every time.
     private let refused = Mutex<[ObjectID: Refusal]>([:])
 
     /// Those that were asked for the commit that is missing here, and do not have it.
     private let lacking = Mutex<Set<NodeID>>([])
+
+    private struct Pull {
+        let peer: NodeID
+        let begin = ContinuousClock.now
+    }
 
     private struct Refusal {
         var reason: String
@@ -60,12 +68,21 @@ final class Gossip: Sendable {
     /// A peer said hello: what it has and we have not is fetched.
     func heard(_ peer: Peer) {
         if let head = peer.hello.head { timeline.accepted(head, by: peer.node) }
-        for head in Set([peer.hello.head].compactMap(\.self) + peer.hello.announced) {
+        for head in peer.heads {
             if history.graph.contains(head) {
                 timeline.received(head)
             } else {
                 pull(head, from: peer.node)
             }
+        }
+    }
+
+    /// Whether somebody online has heads that are not here yet.
+    var isAwaiting: Bool {
+        let refused = refused.withLock { Set($0.keys) }
+        return mesh.peers.contains { peer in
+            peer.isOnline
+                && peer.heads.contains { !history.graph.contains($0) && !refused.contains($0) }
         }
     }
 
@@ -90,9 +107,10 @@ final class Gossip: Sendable {
         guard !isRefused else { return }
         let isNew = pulling.withLock { pulling in
             guard pulling[head] == nil, pulling.count < Self.pullsMax,
-                pulling.values.count(where: { $0 == node }) < Self.pullsPerPeerMax
+                pulling.values.count(where: { $0.peer == node }) < Self.pullsPerPeerMax,
+                pulling.values.allSatisfy({ $0.begin < .now - Self.pullPatience })
             else { return false }
-            pulling[head] = node
+            pulling[head] = Pull(peer: node)
             return true
         }
         guard isNew else { return }
@@ -148,7 +166,7 @@ final class Gossip: Sendable {
     var problem: String? {
         let refused = refused.withLock { $0 }
         for peer in mesh.peers where peer.isOnline {
-            for head in [peer.hello.head].compactMap(\.self) + peer.hello.announced {
+            for head in peer.heads {
                 guard let refusal = refused[head] else { continue }
                 return
                     "Changes that node \(peer.hello.name) has are not taken in, commit \(head): \(refusal.reason). Run the same version of delugefs on all nodes."
@@ -231,5 +249,12 @@ final class Gossip: Sendable {
             return PeerResponse(
                 body: .file(FileRegion(owning: file.rawValue, offset: 0, length: Int64(size))))
         }
+    }
+}
+
+extension Peer {
+    /// What it has, and what it knows of others.
+    fileprivate var heads: Set<ObjectID> {
+        Set([hello.head].compactMap(\.self) + hello.announced)
     }
 }

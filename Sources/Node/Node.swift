@@ -311,6 +311,7 @@ public final class Node: Sendable {
                 applied: { [weak self] in self?.applied($0) },
                 isPinned: { publisher.holds($0) },
                 rank: { mesh.peers.filter { $0.isOnline && $0.node < identity.node }.count },
+                isAwaiting: { gossip.isAwaiting },
                 isGone: { gossip.isGone($0) },
                 makeRoom: {
                     (try? store.shrinkReserve(leaving: Store.catalogReserveFiles)) == true

@@ -13,12 +13,20 @@ import Volume
 /// represent; objects are durable before the catalog says `applied`, rows are durable before they
 /// are committed, and both before a head is announced. The branch follows last.
 final class Timeline: Sendable {
-    /// Changes are gathered for this long before they are committed.
+    /// Changes are gathered for this long before they are committed; for as long again for each other
+    /// node that writes as well: what every node has to take in is the commits of all.
     static let batchMilliseconds: UInt64 = 100
+    static let batchMillisecondsMax: UInt64 = 1000
+    /// A node counts as writing for so long after a commit of it came.
+    static let writingMilliseconds: UInt64 = 2000
+    /// Packs are not combined so soon after something came.
+    static let settledMilliseconds: UInt64 = 3000
     /// Between tries to apply what conflicts with changes that are being made here.
     static let retryMilliseconds: UInt64 = 20
     /// Before what failed, for want of room perhaps, is tried again.
     static let failurePause = Duration.seconds(1)
+    /// Between looks whether there still are heads on their way.
+    static let awaitingMilliseconds: UInt64 = 500
     /// Tries in a row that end in a conflict; more are a failure.
     static let conflictsMax = 500
     /// Commits of ours remembered that peers refuse; of more nobody is told.
@@ -49,6 +57,9 @@ final class Timeline: Sendable {
         var running = false
         /// When the heads want to be looked at again.
         var headsDue: UInt64?
+        /// When a commit of each other node came last.
+        var writers: [NodeID: UInt64] = [:]
+        var takenAt: UInt64 = 0
         /// What is announced and applied; nil before the volume's first commit.
         var heads: HeadConvergence?
         /// Since the last success of a step: why it failed.
@@ -89,6 +100,8 @@ final class Timeline: Sendable {
         var isPinned: @Sendable (InodeNumber) -> Bool = { _ in false }
         /// This node's rank among the online ones.
         var rank: @Sendable () -> Int = { 0 }
+        /// Whether peers have heads that are not here yet.
+        var isAwaiting: @Sendable () -> Bool = { false }
         /// Asks those online for a commit; true: all of them are known not to have it, and what they
         /// have is here.
         var isGone: @Sendable (ObjectID) -> Bool = { _ in false }
@@ -296,29 +309,25 @@ final class Timeline: Sendable {
 
     private func run() {
         while true {
-            let (incoming, waiters, stopping) = next()
-            let isTaken = attempt(.taking) { try take(incoming) }
+            let work = next()
+            let isTaken = attempt(.taking) { try take(work.incoming) }
             let isCommitted = attempt(.committing) {
                 try settleMissing()
                 try settleDisputes()
-                try commitMakingRoom()
+                if work.commits { try commitMakingRoom() }
             }
             let isConverged = attempt(.converging) { try converge() }
-            attempt(.repacking) {
-                let begin = ContinuousClock.now
-                guard try history.repackIfNeeded() else { return }
-                logger.debug("repacked in \(ContinuousClock.now - begin)")
-            }
+            attempt(.repacking, repack)
             attempt(.healing) { try healIfSuspect() }
-            if isCommitted { for waiter in waiters { waiter() } }
+            if isCommitted { for waiter in work.waiters { waiter() } }
             wake()
-            if stopping { break }
+            if work.stopping { break }
             if isTaken && isCommitted && isConverged { continue }
             condition.withLock { _ = condition.wait(until: .now + Self.failurePause) }
             state.withLock { state in
-                if !isTaken { state.incoming.formUnion(incoming) }
+                if !isTaken { state.incoming.formUnion(work.incoming) }
                 if !isCommitted {
-                    state.waiters += waiters
+                    state.waiters += work.waiters
                     state.dirtySince = state.dirtySince ?? Monotonic.milliseconds
                 }
                 state.headsDue = Monotonic.milliseconds
@@ -326,6 +335,22 @@ final class Timeline: Sendable {
         }
         state.withLock { $0.running = false }
         wake()
+    }
+
+    private func repack() throws {
+        let now = Monotonic.milliseconds
+        let isSettled = state.withLock { state in
+            (state.heads?.announced.count ?? 1) < 2
+                && state.takenAt + Self.settledMilliseconds < now
+        }
+        if try history.repackIfNeeded(soon: isSettled) {
+            logger.debug("repacked in \(Monotonic.milliseconds - now) ms")
+        } else if try !isSettled && history.packCount() > HistoryLimits.packsMax {
+            state.withLock { state in
+                let due = now + Self.settledMilliseconds
+                state.headsDue = min(state.headsDue ?? due, due)
+            }
+        }
     }
 
     @discardableResult
@@ -346,34 +371,20 @@ final class Timeline: Sendable {
         }
     }
 
+    fileprivate struct Work {
+        var incoming: Set<ObjectID>
+        var waiters: [@Sendable () -> Void]
+        var stopping: Bool
+        /// Whether what changed here is to be committed.
+        var commits: Bool
+    }
+
     /// Waits until there is something to do.
-    private func next() -> (Set<ObjectID>, [@Sendable () -> Void], Bool) {
+    private func next() -> Work {
         condition.withLock {
             while true {
                 let now = Monotonic.milliseconds
-                let (work, due) = state.withLock {
-                    state -> (
-                        (
-                            Set<ObjectID>, [@Sendable () -> Void], Bool
-                        )?, UInt64?
-                    ) in
-                    let dues = [
-                        state.dirtySince.map { $0 + Self.batchMilliseconds }, state.headsDue,
-                    ]
-                    .compactMap(\.self)
-                    let isDue =
-                        !state.incoming.isEmpty || state.wanted || state.stopping
-                        || dues.contains { $0 <= now }
-                    guard isDue else { return (nil, dues.min()) }
-                    defer {
-                        state.incoming = []
-                        state.waiters = []
-                        state.wanted = false
-                        state.dirtySince = nil
-                        state.headsDue = nil
-                    }
-                    return ((state.incoming, state.waiters, state.stopping), nil)
-                }
+                let (work, due) = state.withLock { $0.work(at: now) }
                 if let work { return work }
                 if let due {
                     condition.wait(until: .now + .milliseconds(Int64(due - now)))
@@ -644,7 +655,23 @@ final class Timeline: Sendable {
             try !rejected.contains { try history.graph.isAncestor($0, of: head) }
         }
         guard !valid.isEmpty else { return }
+        noteAuthors(of: valid)
         try update { try $0.received(valid, at: now, graph: history.graph) }
+    }
+
+    private func noteAuthors(of heads: Set<ObjectID>) {
+        let now = Monotonic.milliseconds
+        let authors = heads.compactMap { head -> NodeID? in
+            guard let message = try? history.commit(head)?.message,
+                case .change(let author)? = try? CommitMessage(decoding: message).kind
+            else { return nil }
+            return author
+        }
+        state.withLock { state in
+            state.takenAt = now
+            state.writers = state.writers.filter { $0.value + Self.writingMilliseconds > now }
+            for author in authors where author != node { state.writers[author] = now }
+        }
     }
 
     /// Does what the rule of convergence says until it says wait. Commits nothing before it brings
@@ -652,19 +679,27 @@ final class Timeline: Sendable {
     private func converge() throws {
         while true {
             guard var heads = state.withLock({ $0.heads }) else { return }
-            let action = heads.next(at: now, rank: hooks.withLock { $0.rank }())
+            let hooks = hooks.withLock(\.self)
+            let isAwaiting = hooks.isAwaiting()
+            let action = heads.next(at: now, rank: hooks.rank(), isAwaiting: isAwaiting)
             state.withLock { $0.heads = heads }
             switch action {
-            case .announce: hooks.withLock { $0.announce }()
+            case .announce: hooks.announce()
             case .adopt(let commit):
                 guard try bring(rowsTo: commit, { $0.adopted(commit) }) else { return }
             case .merge(let parents):
                 let begin = ContinuousClock.now
                 let merge = try history.merge(parents)
                 logger.debug("merged \(parents.count) heads in \(ContinuousClock.now - begin)")
-                guard try bring(rowsTo: merge, { $0.merged(parents, into: merge) }) else { return }
+                let isThere = try bring(rowsTo: merge) {
+                    $0.merged(parents, into: merge, at: now, taking: ContinuousClock.now - begin)
+                }
+                guard isThere else { return }
             case .wait(let until):
-                let due = until.map { UInt64($0 / .milliseconds(1)) + 1 }
+                var due = until.map { UInt64($0 / .milliseconds(1)) + 1 }
+                if isAwaiting {
+                    due = min(due ?? .max, Monotonic.milliseconds + Self.awaitingMilliseconds)
+                }
                 state.withLock { $0.headsDue = due }
                 return
             }
@@ -715,48 +750,27 @@ final class Timeline: Sendable {
             return false
         }
     }
+}
 
-    // MARK: Removals
-
-    private struct Removal {
-        var files = 0
-        /// The tops of what goes.
-        var paths: [[FileName]] = []
-        /// Files in the volume before.
-        var total = 0
-    }
-
-    /// What a change that is not applied yet removes.
-    private func removal(in change: TreeDifference) throws -> Removal {
-        var removal = Removal(total: Int(catalog.counts.files))
-        let gone = change.records.filter { $0.value == nil }.map(\.key)
-        for part in stride(from: 0, to: gone.count, by: Self.lookedUpMax) {
-            let ids = gone[part..<min(part + Self.lookedUpMax, gone.count)]
-            removal.files += try catalog.read { reader in
-                try ids.count { try reader.inode(id: $0)?.kind == .file }
-            }
+extension Timeline.State {
+    /// What there is to do, which is taken from here; or when there will be.
+    fileprivate mutating func work(at now: UInt64) -> (Timeline.Work?, due: UInt64?) {
+        let rested = UInt64((heads?.rested ?? .zero) / .milliseconds(1))
+        let writing = writers.values.count { $0 + Timeline.writingMilliseconds > now }
+        let batch = min(
+            Timeline.batchMilliseconds * UInt64(1 + writing), Timeline.batchMillisecondsMax)
+        let commitDue = dirtySince.map { max($0 + batch, rested) }
+        let commits = wanted || stopping || commitDue.map { $0 <= now } == true
+        guard commits || !incoming.isEmpty || headsDue.map({ $0 <= now }) == true else {
+            return (nil, [commitDue, headsDue].compactMap(\.self).min())
         }
-        guard removal.files > 0 else { return removal }
-        var directories: [LineageID: [FileName]?] = [:]
-        for case (let place, nil) in change.places {
-            if case .some(nil) = change.records[place.directory] { continue }
-            let directory =
-                try directories[place.directory]
-                ?? catalog.read { reader in
-                    try reader.inode(id: place.directory).flatMap { try? reader.path(of: $0.ino) }
-                }
-            directories[place.directory] = .some(directory)
-            if let directory { removal.paths.append(directory + [place.name]) }
-        }
-        return removal
-    }
-
-    private func warn(of removal: Removal, from commit: ObjectID) {
-        let alarm = state.withLock { state in
-            state.massRemoval.removed(
-                removal.files, removal.paths, from: commit, of: removal.total,
-                at: Monotonic.milliseconds)
-        }
-        if let alarm { hooks.withLock { $0.removedMuch }(alarm) }
+        let work = Timeline.Work(
+            incoming: incoming, waiters: waiters, stopping: stopping, commits: commits)
+        incoming = []
+        waiters = []
+        wanted = false
+        if commits { dirtySince = nil }
+        headsDue = nil
+        return (work, nil)
     }
 }

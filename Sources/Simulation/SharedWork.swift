@@ -105,7 +105,7 @@ package struct SimulatedMistakes: OptionSet, Sendable {
     /// Those of the merge itself.
     package init(_ defects: MergeDefects) { rawValue = defects.rawValue }
     package static let foldInArrivalOrder = SimulatedMistakes(rawValue: 1 << 16)
-    /// Every merge is told at once.
+    /// Every merge is told at once, and the next one follows at once.
     package static let announceEveryMerge = SimulatedMistakes(rawValue: 1 << 17)
     /// A commit's parent is what is announced, not what the rows represent.
     package static let parentIsAnnounced = SimulatedMistakes(rawValue: 1 << 18)

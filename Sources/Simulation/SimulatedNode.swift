@@ -17,6 +17,9 @@ public struct SimulatedNode {
         case applied
     }
 
+    /// What a merge takes for each head, as far as convergence paces itself by it.
+    private static let mergeTime = Duration.milliseconds(5)
+
     private struct Durable {
         var rows: Rows
         var heads: [ObjectID]
@@ -219,6 +222,7 @@ public struct SimulatedNode {
         at now: Int, rank: Int
     ) throws -> (announcements: [ObjectID], wake: Int?) {
         var announcements: [ObjectID] = []
+        let isPaced = !mistakes.contains(.announceEveryMerge)
         while true {
             switch heads.next(at: .milliseconds(now), rank: rank) {
             case .announce(let commit):
@@ -239,8 +243,10 @@ public struct SimulatedNode {
                     arrival: arrival + parents.filter { !arrival.contains($0) }, in: commits)
                 commits.insert(merge.id)
                 try bring(to: merge)
-                heads.merged(parents, into: merge.id)
-                guard mistakes.contains(.announceEveryMerge) else { continue }
+                heads.merged(
+                    parents, into: merge.id, at: .milliseconds(now),
+                    taking: isPaced ? Self.mergeTime * parents.count : .zero)
+                if isPaced { continue }
                 try heads.received([merge.id], at: .milliseconds(now), graph: commits)
                 announcements.append(merge.id)
             case .wait(let until):

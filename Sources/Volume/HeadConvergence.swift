@@ -12,6 +12,13 @@
 /// | several | their merge | wait; when the round is over announce the merge, now the one head |
 /// | several | anything else | merge them |
 ///
+/// Where many write and all merge, the merges themselves keep nodes from ever agreeing: each is one
+/// more head for everybody. So all is paced by the time that a merge takes here:
+/// * After a merge there is a rest, before the next one and before a commit that would tell of it.
+/// * Nodes of a higher rank begin later, when no new head has come for a while; mostly there is one head
+///   then, which has all others in it.
+/// * While peers have heads that are on their way here, a merge waits for them, and a round is not closed.
+///
 /// A local commit is announced before all else. A value without clock or I/O: the caller passes
 /// times of one monotonic clock, performs the action of `next` and reports it by `adopted` or
 /// `merged`.
@@ -32,6 +39,12 @@ public struct HeadConvergence: Hashable, Sendable {
     public static let quiet = Duration.milliseconds(300)
     /// For every rank, so that the others have heard of the close before their turn comes.
     public static let quietPerRank = Duration.milliseconds(100)
+    /// So long a round stays open for heads on their way, for they may never come.
+    public static let awaitedMax = Duration.seconds(10)
+    /// What a merge waits for heads on their way, beside a rest.
+    public static let awaitedMin = Duration.milliseconds(50)
+    /// Of each of the waits that follow from the time that a merge takes.
+    public static let restMax = Duration.seconds(5)
 
     /// Sorted, none an ancestor of another. What a peer that asks for heads is told.
     public private(set) var announced: [ObjectID]
@@ -42,6 +55,12 @@ public struct HeadConvergence: Hashable, Sendable {
     /// A local commit that peers have not been told.
     private var untold: ObjectID?
     private var lastNews: Duration
+    /// When there came to be several heads that nothing here merges.
+    private var unmergedSince: Duration?
+    /// What the last merge took, and the end of the rest after it.
+    private var mergeTime = Duration.zero
+    /// Before it no commit ought to be made for the sake of peers.
+    public private(set) var rested = Duration.zero
 
     /// A node whose live state is a commit that peers may know.
     public init(applied: ObjectID, at now: Duration) {
@@ -68,6 +87,7 @@ public struct HeadConvergence: Hashable, Sendable {
         if reduced == announced { return }
         announced = reduced
         lastNews = now
+        unmergedSince = unmergedSince ?? now
     }
 
     /// The committer made a commit on `applied`.
@@ -79,6 +99,7 @@ public struct HeadConvergence: Hashable, Sendable {
         mergedHeads = nil
         untold = commit
         lastNews = now
+        unmergedSince = unmergedSince ?? now
     }
 
     /// What this node is was committed anew, beside a commit that peers refuse.
@@ -104,32 +125,55 @@ public struct HeadConvergence: Hashable, Sendable {
     public mutating func adopted(_ commit: ObjectID) {
         applied = commit
         mergedHeads = nil
+        unmergedSince = nil
     }
 
-    public mutating func merged(_ heads: [ObjectID], into commit: ObjectID) {
+    /// - Parameter time: since `next` said so; 0 for one that was found.
+    public mutating func merged(
+        _ heads: [ObjectID], into commit: ObjectID, at now: Duration, taking time: Duration
+    ) {
         applied = commit
         mergedHeads = heads
+        unmergedSince = nil
+        mergeTime = time
+        rested = now + rest
     }
+
+    private var rest: Duration { min(mergeTime * 2, Self.restMax) }
 
     // MARK: What to do
 
-    /// - Parameter rank: this node's place among the ids of the nodes online, itself included,
-    ///   from 0.
-    public mutating func next(at now: Duration, rank: Int) -> Action {
+    /// - Parameters:
+    ///   - rank: this node's place among the ids of the nodes online, itself included, from 0.
+    ///   - isAwaiting: peers have heads that are on their way here.
+    public mutating func next(
+        at now: Duration, rank: Int, isAwaiting: Bool = false
+    ) -> Action {
         if let commit = untold {
             untold = nil
             return .announce(commit)
         }
         if announced.count == 1 {
+            unmergedSince = nil
             // The close of a round, ours or another's: nothing more to tell.
             if announced[0] == applied { mergedHeads = nil }
             return announced[0] == applied ? .wait(until: nil) : .adopt(announced[0])
         }
-        guard mergedHeads == announced else { return .merge(announced) }
-        let end = lastNews + Self.quiet + Self.quietPerRank * rank
+        guard mergedHeads == announced else {
+            let since = unmergedSince ?? now
+            let awaited = isAwaiting ? Self.awaitedMin + rest : .zero
+            // Others are to have the time to merge, and to tell, before it is this node's turn.
+            let turn = min(mergeTime * 2 * rank, Self.restMax * 2)
+            let due = max(rested, since + awaited, min(lastNews + turn, since + turn * 3))
+            return due > now ? .wait(until: due) : .merge(announced)
+        }
+        let end =
+            lastNews
+            + (isAwaiting ? Self.awaitedMax : Self.quiet + Self.quietPerRank * rank)
         if now < end { return .wait(until: end) }
         announced = [applied]
         mergedHeads = nil
+        unmergedSince = nil
         return .announce(applied)
     }
 }

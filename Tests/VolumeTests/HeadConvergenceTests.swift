@@ -33,7 +33,7 @@ import Testing
         #expect(heads.next(at: .zero, rank: 0) == .announce(one))
         try heads.received([two], at: .zero, graph: graph)
         #expect(heads.next(at: .zero, rank: 0) == .merge([one, two].sorted()))
-        heads.merged([one, two].sorted(), into: merge)
+        heads.merged([one, two].sorted(), into: merge, at: .zero, taking: .zero)
         return heads
     }
 
@@ -62,7 +62,7 @@ import Testing
         try heads.received([three], at: .milliseconds(250), graph: graph)
         let all = [one, two, three].sorted()
         #expect(heads.next(at: .milliseconds(400), rank: 0) == .merge(all))
-        heads.merged(all, into: mergeOfThree)
+        heads.merged(all, into: mergeOfThree, at: .milliseconds(400), taking: .zero)
         #expect(heads.next(at: .milliseconds(400), rank: 0) == .wait(until: .milliseconds(550)))
         #expect(heads.next(at: .milliseconds(550), rank: 0) == .announce(mergeOfThree))
     }
@@ -74,6 +74,40 @@ import Testing
         #expect(heads.next(at: .milliseconds(10), rank: 4) == .announce(onMerge))
         #expect(heads.announced == [onMerge])
         #expect(heads.next(at: .milliseconds(10), rank: 4) == .wait(until: nil))
+    }
+
+    @Test("After a merge that took long the next waits, longer on nodes of a higher rank")
+    func paced() throws {
+        var heads = try merged()
+        let time = Duration.milliseconds(100)
+        heads.merged([one, two].sorted(), into: merge, at: time, taking: time)
+        #expect(heads.rested == time * 3)
+        try heads.received([three], at: time * 2, graph: graph)
+        #expect(heads.next(at: time * 2, rank: 0) == .wait(until: time * 3))
+        #expect(heads.next(at: time * 2, rank: 5) == .wait(until: time * 12))
+        #expect(heads.next(at: time * 3, rank: 0) == .merge([one, two, three].sorted()))
+        let hour = Duration.seconds(3600)
+        heads.merged([one, two].sorted(), into: merge, at: time, taking: hour)
+        #expect(heads.rested == time + HeadConvergence.restMax)
+    }
+
+    @Test("A merge waits for heads on their way, and a round stays open for them, neither for ever")
+    func awaiting() throws {
+        var heads = try merged()
+        #expect(
+            heads.next(at: .milliseconds(900), rank: 0, isAwaiting: true)
+                == .wait(until: HeadConvergence.awaitedMax))
+        #expect(
+            heads.next(at: HeadConvergence.awaitedMax, rank: 0, isAwaiting: true)
+                == .announce(merge))
+        heads = try merged()
+        try heads.received([three], at: .milliseconds(250), graph: graph)
+        #expect(
+            heads.next(at: .milliseconds(250), rank: 0, isAwaiting: true)
+                == .wait(until: .milliseconds(250) + HeadConvergence.awaitedMin))
+        #expect(
+            heads.next(at: .milliseconds(300), rank: 0, isAwaiting: true)
+                == .merge([one, two, three].sorted()))
     }
 
     @Test("A node that starts on a merge closes its round like any other")

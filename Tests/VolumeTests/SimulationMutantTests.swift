@@ -8,7 +8,7 @@ import Volume
     @Test(
         "Simulated nodes notice a mistake that all make, and nothing without it",
         arguments: [
-            (SimulatedMistakes(.copiesDependOnSide), 6), (.foldInArrivalOrder, 6),
+            (SimulatedMistakes(.copiesDependOnSide), 2), (.foldInArrivalOrder, 1),
             (.announceEveryMerge, 5), (.parentIsAnnounced, 0),
         ] as [(SimulatedMistakes, UInt64)])
     func noticed(mistakes: SimulatedMistakes, seed: UInt64) throws {
