@@ -84,6 +84,7 @@ class ScaleNode:
     def stop(self):
         self.process.terminate()
         self.process.wait(120)
+        self.options = [option for option in self.options if option != "--create"]
 
     def memory(self):
         """Mebibytes: all, anonymous, of files, and the most there was."""

@@ -32,7 +32,7 @@ extension Reader {
         try connection.first(
             """
             SELECT coalesce(sum(c.length), 0) FROM unreferenced u
-            JOIN content c ON c.number = u.content WHERE c.state IN (2, 3)
+            CROSS JOIN content c ON c.number = u.content WHERE c.state IN (2, 3)
             """
         ) { row in row.uint64(0) } ?? 0
     }

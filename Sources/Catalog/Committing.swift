@@ -38,8 +38,9 @@ extension Reader {
         var newborn: [LineageID: Set<Place>] = [:]
         let rows = try connection.all(
             """
-            SELECT p.id, d.name, i.id FROM staging s JOIN inode i ON i.ino = s.ino
-            JOIN dentry d ON d.ino = s.ino JOIN inode p ON p.ino = d.parent WHERE s.newborn = 1
+            SELECT p.id, d.name, i.id FROM staging s CROSS JOIN inode i ON i.ino = s.ino
+            CROSS JOIN dentry d ON d.ino = s.ino JOIN inode p ON p.ino = d.parent
+            WHERE s.newborn = 1
             """
         ) { row throws(Errno) in
             guard let name = FileName(row.bytes(1)) else { throw .ioError }
@@ -65,9 +66,9 @@ extension Reader {
         try connection.first(
             """
             SELECT count(*) FROM (
-                SELECT i.* FROM dirty_record r JOIN inode i ON i.ino = r.id AND i.id = r.id
+                SELECT i.* FROM dirty_record r CROSS JOIN inode i ON i.ino = r.id AND i.id = r.id
                 UNION ALL
-                SELECT i.* FROM dirty_record r JOIN inode i ON i.id = r.id AND i.id <> i.ino
+                SELECT i.* FROM dirty_record r CROSS JOIN inode i ON i.id = r.id AND i.id <> i.ino
             ) i WHERE i.kind = ? AND i.nlink > 0
             AND NOT EXISTS(SELECT 1 FROM staging s WHERE s.ino = i.ino)
             """, Int(InodeRow.Kind.file.rawValue)
@@ -147,8 +148,10 @@ extension Transaction {
         for id in shown {
             try connection.run(
                 """
-                UPDATE staging SET newborn = 0 WHERE ino = (SELECT ino FROM inode WHERE id = ?)
-                """, id)
+                UPDATE staging SET newborn = 0 WHERE ino IN (
+                    SELECT ino FROM inode WHERE ino = ? AND id = ino
+                    UNION ALL SELECT ino FROM inode WHERE id = ? AND id <> ino)
+                """, id, id)
         }
         for adoption in outcome.adoptions { try adopt(adoption) }
     }

@@ -43,6 +43,11 @@ final class Connection {
         do { try queue.close() } catch { log("closing the catalog: \(error)") }
     }
 
+    /// By statement: rows met since the last call in searches that no index narrowed.
+    var scannedRows: [(text: String, rows: Int)] {
+        (Array(statements.values) + dynamicStatements.values).map { ($0.text, $0.scannedRows) }
+    }
+
     var isInTransaction: Bool { sqlite3_get_autocommit(handle) == 0 }
 
     private func prepared(_ sql: StaticString) throws(Errno) -> Statement {

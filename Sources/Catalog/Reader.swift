@@ -9,6 +9,9 @@ public class Reader {
 
     init(_ connection: Connection) { self.connection = connection }
 
+    /// For tests, by statement: rows met since the last call in searches that no index narrowed.
+    package var scannedRows: [(text: String, rows: Int)] { connection.scannedRows }
+
     func stamp(_ row: Statement, _ column: Int32) throws(Errno) -> Stamp {
         Stamp(time: row.uint64(column), node: try node(row.int64(column + 1)))
     }

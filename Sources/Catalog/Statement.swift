@@ -54,6 +54,9 @@ final class Statement {
 
     func reset() { sqlite3_reset(handle) }
 
+    /// Rows met since the last call in searches that no index narrowed.
+    var scannedRows: Int { Int(sqlite3_stmt_status(handle, SQLITE_STMTSTATUS_FULLSCAN_STEP, 1)) }
+
     // MARK: - Columns of the current row
 
     func isNull(_ column: Int32) -> Bool { sqlite3_column_type(handle, column) == SQLITE_NULL }
