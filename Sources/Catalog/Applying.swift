@@ -47,7 +47,7 @@ public struct ApplyConflict: Error, Hashable, Sendable, CustomStringConvertible 
 
 extension Catalog {
     /// Operations wait for no longer than this for the parts of an apply that nobody can see yet.
-    private static let applyChunk = Duration.milliseconds(10)
+    private static let applyChunk = Duration.milliseconds(2)
     /// Between those parts, so that whoever waits gets the catalog: its lock is not fair.
     private static let chunkPauseMicroseconds: UInt32 = 500
 
