@@ -45,6 +45,8 @@ public struct HeadConvergence: Hashable, Sendable {
     public static let awaitedMin = Duration.milliseconds(50)
     /// Of each of the waits that follow from the time that a merge takes.
     public static let restMax = Duration.seconds(5)
+    /// A shorter rest helps nobody.
+    public static let restMin = Duration.milliseconds(200)
 
     /// Sorted, none an ancestor of another. What a peer that asks for heads is told.
     public private(set) var announced: [ObjectID]
@@ -136,7 +138,7 @@ public struct HeadConvergence: Hashable, Sendable {
         mergedHeads = heads
         unmergedSince = nil
         mergeTime = time
-        rested = now + rest
+        rested = rest < Self.restMin ? .zero : now + rest
     }
 
     private var rest: Duration { min(mergeTime * 2, Self.restMax) }
