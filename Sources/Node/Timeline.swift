@@ -741,7 +741,8 @@ extension Timeline.State {
         let isDue = !incoming.isEmpty || wanted || stopping || dues.contains { $0 <= now }
         guard isDue else { return (nil, dues.min()) }
         // Before anything is brought in: what is committed is settled by a merge, not row by row.
-        let commits = wanted || stopping || rested <= now
+        // Nor is anybody who waits for a commit that failed told of one that was not tried again.
+        let commits = wanted || stopping || !waiters.isEmpty || rested <= now
         let work = Timeline.Work(
             incoming: incoming, waiters: waiters, stopping: stopping, commits: commits)
         incoming = []
