@@ -250,6 +250,12 @@ struct Shard: Sendable {
         }
     }
 
+    /// The same in Git's order: the parts of a split one follow each other by hash.
+    func allInOrder(_ source: some TreeSource) throws -> [TreeEntry] {
+        if case .flat(let entries) = form { return entries }
+        return try all(source).sorted(by: TreeEntry.precedesInGit)
+    }
+
     /// Whether there are more entries than a flat tree holds; reads no more than it takes to tell.
     func isLarge(_ source: some TreeSource) throws -> Bool {
         var budget = Limits.directoryEntriesUnsplitMax

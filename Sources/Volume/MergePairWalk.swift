@@ -178,23 +178,7 @@ struct MergePairWalk<Source: TreeSource> {
         }
         let before = try old.map(objects.entries(below:)) ?? []
         let after = try new.map(objects.entries(below:)) ?? []
-        var (i, j) = (0, 0)
-        while i < before.count || j < after.count {
-            if i < before.count, j < after.count, before[i].name == after[j].name,
-                before[i].kind == after[j].kind
-            {
-                if before[i].id != after[j].id { try visit(&self, before[i], after[j]) }
-                (i, j) = (i + 1, j + 1)
-            } else if j == after.count
-                || i < before.count && TreeEntry.precedesInGit(before[i], after[j])
-            {
-                try visit(&self, before[i], nil)
-                i += 1
-            } else {
-                try visit(&self, nil, after[j])
-                j += 1
-            }
-        }
+        try TreeEntry.eachDifference(before, after) { try visit(&self, $0, $1) }
     }
 
     // MARK: Shared records

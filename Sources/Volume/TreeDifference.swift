@@ -274,7 +274,7 @@ private struct DifferenceWalk<Source: TreeSource> {
             let old, let new
         else {
             return try compareLists(
-                try old?.all(source) ?? [], try new?.all(source) ?? [], visit: visit)
+                try old?.allInOrder(source) ?? [], try new?.allInOrder(source) ?? [], visit: visit)
         }
         var growth = 0
         for index in Set(before.keys).union(after.keys).sorted() where before[index] != after[index]
@@ -293,16 +293,9 @@ private struct DifferenceWalk<Source: TreeSource> {
     private mutating func compareLists(
         _ old: [TreeEntry], _ new: [TreeEntry], visit: Visit
     ) throws -> Int {
-        let differing = TreeEntry.differing(old, new)
-        var before: [[UInt8]: TreeEntry] = [:]
-        for entry in differing.old { before[entry.name] = entry }
-        for entry in differing.new {
-            let earlier = before.removeValue(forKey: entry.name)
-            if entry == earlier { continue }
-            try visit(&self, entry, earlier.map(TreeChild.init), TreeChild(entry))
-        }
-        for (_, entry) in before.sorted(by: { $0.key.lexicographicallyPrecedes($1.key) }) {
-            try visit(&self, entry, TreeChild(entry), nil)
+        try TreeEntry.eachDifference(old, new) { earlier, later in
+            guard let entry = later ?? earlier else { return }
+            try visit(&self, entry, earlier.map(TreeChild.init), later.map(TreeChild.init))
         }
         return new.count - old.count
     }

@@ -37,23 +37,26 @@ extension TreeEntry {
         let right = other.count > common ? other[common] : otherKind == .tree ? 0x2F : 0
         return left < right
     }
-    /// What two lists in Git's order do not have in common; of lists in another order it may be more.
-    static func differing(
-        _ old: [TreeEntry], _ new: [TreeEntry]
-    ) -> (old: [TreeEntry], new: [TreeEntry]) {
-        var found: (old: [TreeEntry], new: [TreeEntry]) = ([], [])
+
+    /// Visits what two lists in Git's order do not have in common, both ends of a name together where
+    /// they are of one kind.
+    static func eachDifference(
+        _ old: [TreeEntry], _ new: [TreeEntry],
+        _ visit: (_ earlier: TreeEntry?, _ later: TreeEntry?) throws -> Void
+    ) rethrows {
         var (i, j) = (0, 0)
-        while i < old.count, j < new.count {
-            if old[i] == new[j] {
+        while i < old.count || j < new.count {
+            if i < old.count, j < new.count, old[i].name == new[j].name, old[i].kind == new[j].kind
+            {
+                if old[i].id != new[j].id { try visit(old[i], new[j]) }
                 (i, j) = (i + 1, j + 1)
-            } else if precedesInGit(new[j], old[i]) {
-                found.new.append(new[j])
-                j += 1
-            } else {
-                found.old.append(old[i])
+            } else if j == new.count || i < old.count && precedesInGit(old[i], new[j]) {
+                try visit(old[i], nil)
                 i += 1
+            } else {
+                try visit(nil, new[j])
+                j += 1
             }
         }
-        return (found.old + old[i...], found.new + new[j...])
     }
 }
