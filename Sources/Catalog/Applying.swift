@@ -287,7 +287,7 @@ struct Application {
         guard try !isRemovedHere(id) else {
             throw ApplyConflict("inode \(id.rawValue) was removed here and changed elsewhere")
         }
-        guard let found = try transaction.inode(id: id) else {
+        guard let found = try transaction.inode(id: id), try !isLeftBehind(found) else {
             try insert(record)
             return
         }
@@ -298,6 +298,17 @@ struct Application {
         let isDirty = try transaction.isDirty(id)
         let merged = isDirty ? try merge(record, into: row) : record
         try write(merged, over: row)
+    }
+
+    /// Removed here while it was being written, and alive elsewhere: what is written into it is seen by
+    /// who has it open alone, and goes with the last close. It gives its id up to the file that others
+    /// have. What was removed elsewhere is another matter: its `lostName` leads it back.
+    private func isLeftBehind(_ row: InodeRow) throws -> Bool {
+        guard !row.isLinked, !row.isDirectory, try transaction.staging(of: row.ino) != nil,
+            try transaction.lostName(of: row.ino) == nil
+        else { return false }
+        try transaction.giveFreshID(row)
+        return true
     }
 
     /// `links` and `parent`: of the names that lead to it, what is known already.

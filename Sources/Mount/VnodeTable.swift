@@ -99,9 +99,15 @@ final class VnodeTable: Sendable {
         }
     }
 
-    /// The inode has a name again.
-    func linked(_ ino: InodeNumber) {
-        state.withLock { $0.families[ino]?.isUnlinked = false }
+    /// The inode has a name.
+    /// - Returns: whether it had none for a while.
+    @discardableResult
+    func linked(_ ino: InodeNumber) -> Bool {
+        state.withLock { state in
+            let wasUnlinked = state.families[ino]?.isUnlinked == true
+            if wasUnlinked { state.families[ino]?.isUnlinked = false }
+            return wasUnlinked
+        }
     }
 
     // MARK: What publishing changes

@@ -58,12 +58,21 @@ extension VolumeFileSystem {
             if let vnode = vnodes.current(ino) { news.add(vnode.nodeid, withPages: false) }
         }
         for change in effects.entries {
+            if let ino = change.after, vnodes.linked(ino) { returned(ino) }
             guard let parent = vnodes.current(change.parent) else { continue }
             news.names.insert(.init(parent: parent.nodeid, name: change.name.bytes))
             // The listing that the kernel keeps of the directory.
             news.add(parent.nodeid, withPages: true)
         }
         send(news)
+    }
+
+    /// A removed inode has a name again. For the kernel a directory that it removed is dead, whatever it is
+    /// told later: the name gets a new vnode.
+    private func returned(_ ino: InodeNumber) {
+        let row = try? query("invalidate") { reader throws(Errno) in try reader.inode(ino) }
+        guard row?.isDirectory == true, let vnode = vnodes.current(ino) else { return }
+        vnodes.supersede(vnode)
     }
 
     /// An open file keeps its version under its nodeid, the name gets a new one. What is being

@@ -152,6 +152,40 @@ struct RoundTripTests {
         }
     }
 
+    @Test func whatIsBeingWrittenIntoARemovedFileStaysThereWhenAnEditElsewhereKeepsIt() throws {
+        try withTwo { a, b, objects in
+            let file = try a.make("f")
+            _ = try pull(commit(a, objects), into: b, objects)
+            try beginWriting(file, in: b)
+            let f = try name("f")
+            _ = try b.perform { try $0.unlink(.root, f, now: time(2)) }
+            _ = try a.perform {
+                try $0.setContent(file.ino, .inline([1]), modified: time(2), now: time(2))
+            }
+            let theirs = try commit(a, objects)
+            #expect(throws: ApplyConflict.self) { try pull(theirs, into: b, objects) }
+            _ = try commit(b, objects)
+            // As the merge of both has it: an edit outlives a removal.
+            let effects = try pull(theirs, into: b, objects, pinned: [file.ino])
+            let new = try b.find("f")
+            #expect(new.id == file.id)
+            #expect(new.ino != file.ino)
+            #expect(try b.read { try $0.staging(of: new.ino) } == nil)
+            #expect(try b.read { try $0.content(of: new.ino) } == .inline([1]))
+            #expect(
+                effects.entries == [.init(parent: .root, name: f, before: nil, after: new.ino)])
+            let old = try b.get(file.ino)
+            #expect(old.linkCount == 0)
+            #expect(old.id != file.id)
+            #expect(try b.read { try $0.staging(of: file.ino) } != nil)
+            // The number it got is told, and the removed one leaves nothing.
+            try b.perform { try $0.clearStaging(file.ino) }
+            try reapAll(b)
+            _ = try pull(commit(b, objects), into: a, objects)
+            try expectSame(a, b)
+        }
+    }
+
     @Test func aSaveDuringTheCommitStaysDirty() throws {
         try withTwo { a, b, objects in
             let old = try a.make("doc")

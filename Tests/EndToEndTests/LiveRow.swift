@@ -134,6 +134,10 @@ struct LiveRow: Sendable, CustomStringConvertible {
             "read, edited there", "echo old >f", hold: "exec 3<f", there: "echo theirs >f",
             meanwhile: ["f=theirs"], then: "cat <&3", saw: "old\n", end: ["f=theirs"]),
         LiveRow(
+            "read and unlinked, edited there", "echo old >f", hold: "exec 3<f; rm f",
+            there: "echo theirs >f", meanwhile: ["f=theirs"], then: "cat <&3", saw: "old\n",
+            end: ["f=theirs"]),
+        LiveRow(
             "read, removed there", "echo old >f", hold: "exec 3<f", there: "rm f",
             meanwhile: [], then: "cat <&3", saw: "old\n", end: []),
         LiveRow(
@@ -159,6 +163,10 @@ struct LiveRow: Sendable, CustomStringConvertible {
             "working directory, renamed there", "mkdir d; echo old >d/f", hold: "cd d",
             there: "mv d e", meanwhile: ["e/", "e/f=old"], then: "echo new >g; ls", saw: "f\ng\n",
             end: ["e/", "e/f=old", "e/g=new"]),
+        LiveRow(
+            "working directory and removed, new file there", "mkdir d",
+            hold: "cd d; rmdir ../d", there: "mkdir -p d; echo new >d/x",
+            meanwhile: ["d/", "d/x=new"], end: ["d/", "d/x=new"]),
         LiveRow(
             "new file in a directory that is removed there", "mkdir d; echo old >d/f",
             hold: "cd d; exec 3>new", there: "rm -r d", meanwhile: ["d/", "d/new="],

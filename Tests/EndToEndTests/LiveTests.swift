@@ -15,19 +15,24 @@ extension EndToEnd {
 
         @Test(
             "Who has a file or directory in use while it changes elsewhere keeps it, and nothing is lost",
-            arguments: [[], ["--no-passthrough"]])
-        func table(options: [String]) async throws {
+            arguments: [([], false), (["--no-passthrough"], false), ([], true)])
+        func table(options: [String], apart: Bool) async throws {
             try await Self.pair(options) { there, here in
                 let rows = LiveRow.all.enumerated().map { (directory: "\($0)", row: $1) }
                 try await Apart.perform([(there, rows.map { ($0.directory, $0.row.setup) })])
                 // The kernel is to remember what will change.
                 _ = try await Apart.show(here)
                 let flags = try here.host.network.workshop.make("flags")
+                if apart {
+                    try await here.host.cutOff()
+                    try await here.waitForPeers(within: Bounds.offline)
+                }
                 let holders = try Self.hold(rows, on: here, flags)
                 try await eventually("all are in use", within: Bounds.transfer) {
                     try Self.flags(flags, "holding").count == rows.count
                 }
                 try await Apart.perform([(there, rows.map { ($0.directory, $0.row.there) })])
+                if apart { try await here.host.heal() }
                 // A node has taken in what it has not applied yet.
                 try await eventually("what changed there is here", within: Bounds.transfer) {
                     let wrong = Self.compare(
