@@ -13,8 +13,12 @@ import Volume
 /// represent; objects are durable before the catalog says `applied`, rows are durable before they
 /// are committed, and both before a head is announced. The branch follows last.
 final class Timeline: Sendable {
-    /// Changes are gathered for this long before they are committed.
+    /// Changes are gathered for this long before they are committed; for as long again for each other
+    /// node that writes as well: what every node has to take in is the commits of all.
     static let batchMilliseconds: UInt64 = 100
+    static let batchMillisecondsMax: UInt64 = 1000
+    /// A node counts as writing for so long after a commit of it came.
+    static let writingMilliseconds: UInt64 = 2000
     /// Packs are not combined so soon after something came.
     static let settledMilliseconds: UInt64 = 3000
     /// Between tries to apply what conflicts with changes that are being made here.
@@ -53,6 +57,8 @@ final class Timeline: Sendable {
         var running = false
         /// When the heads want to be looked at again.
         var headsDue: UInt64?
+        /// When a commit of each other node came last.
+        var writers: [NodeID: UInt64] = [:]
         /// When something came from elsewhere last.
         var takenAt: UInt64 = 0
         /// What is announced and applied; nil before the volume's first commit.
@@ -650,8 +656,23 @@ final class Timeline: Sendable {
             try !rejected.contains { try history.graph.isAncestor($0, of: head) }
         }
         guard !valid.isEmpty else { return }
-        state.withLock { $0.takenAt = Monotonic.milliseconds }
+        noteAuthors(of: valid)
         try update { try $0.received(valid, at: now, graph: history.graph) }
+    }
+
+    private func noteAuthors(of heads: Set<ObjectID>) {
+        let now = Monotonic.milliseconds
+        let authors = heads.compactMap { head -> NodeID? in
+            guard let message = try? history.commit(head)?.message,
+                case .change(let author)? = try? CommitMessage(decoding: message).kind
+            else { return nil }
+            return author
+        }
+        state.withLock { state in
+            state.takenAt = now
+            state.writers = state.writers.filter { $0.value + Self.writingMilliseconds > now }
+            for author in authors where author != node { state.writers[author] = now }
+        }
     }
 
     /// Does what the rule of convergence says until it says wait. Commits nothing before it brings
@@ -736,13 +757,16 @@ extension Timeline.State {
     /// What there is to do, which is taken from here; or when there will be.
     fileprivate mutating func work(at now: UInt64) -> (Timeline.Work?, due: UInt64?) {
         let rested = UInt64((heads?.rested ?? .zero) / .milliseconds(1))
-        let commitDue = dirtySince.map { max($0 + Timeline.batchMilliseconds, rested) }
-        let dues = [commitDue, headsDue].compactMap(\.self)
-        let isDue = !incoming.isEmpty || wanted || stopping || dues.contains { $0 <= now }
-        guard isDue else { return (nil, dues.min()) }
-        // Before anything is brought in: what is committed is settled by a merge, not row by row.
-        // Nor is anybody who waits for a commit that failed told of one that was not tried again.
-        let commits = wanted || stopping || !waiters.isEmpty || rested <= now
+        let writing = writers.values.count { $0 + Timeline.writingMilliseconds > now }
+        let batch = min(
+            Timeline.batchMilliseconds * UInt64(1 + writing), Timeline.batchMillisecondsMax)
+        let commitDue = dirtySince.map { max($0 + batch, rested) }
+        // Nobody who waits for a commit that failed is told of one that was not tried again.
+        let commits =
+            wanted || stopping || !waiters.isEmpty || commitDue.map { $0 <= now } == true
+        guard commits || !incoming.isEmpty || headsDue.map({ $0 <= now }) == true else {
+            return (nil, [commitDue, headsDue].compactMap(\.self).min())
+        }
         let work = Timeline.Work(
             incoming: incoming, waiters: waiters, stopping: stopping, commits: commits)
         incoming = []
