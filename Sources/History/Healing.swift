@@ -61,6 +61,10 @@ extension History {
     /// Looks at everything, and puts aside what is damaged; nil: all is well. The graph has less
     /// afterwards when something is missing. Takes a minute for a million objects.
     public func heal() throws -> HistoryDamage? {
+        try repacking.withLock { _ in try healAlone() }
+    }
+
+    private func healAlone() throws -> HistoryDamage? {
         var found = HistoryDamage()
         found.commitsBefore = graph.count
         let aside = PackFiles(directory: path.appending(Self.unusable))

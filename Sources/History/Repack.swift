@@ -9,11 +9,9 @@ extension History {
     /// Combines small packs into one once there are more than `HistoryLimits.packsMax`; whether it
     /// did. Takes seconds at most; meant for a background thread. A second caller meanwhile returns
     /// at once.
-    /// - Parameter soon: false: there is more urgent work, `HistoryLimits.packsLateMax` will do.
     @discardableResult
-    public func repackIfNeeded(soon: Bool = true) throws -> Bool {
-        let most = soon ? HistoryLimits.packsMax : HistoryLimits.packsLateMax
-        guard try packCount() > most else { return false }
+    public func repackIfNeeded() throws -> Bool {
+        guard try packCount() > HistoryLimits.packsMax else { return false }
         return try repacking.withLockIfAvailable { _ in try repack() } ?? false
     }
 

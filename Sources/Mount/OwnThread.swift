@@ -11,10 +11,18 @@ public enum OwnThread {
         /// to programs and to the threads that answer them. Creating files goes faster
         /// so, on two processors.
         case background
-    }
+        /// What may as well be done tomorrow.
+        case housekeeping
 
-    /// A quarter of a busy processor is left to it: files must appear elsewhere all the same.
-    private static let backgroundNiceness: Int32 = 5
+        /// The background is left a quarter of a busy processor: files must appear elsewhere all the same.
+        fileprivate var niceness: Int32 {
+            switch self {
+            case .foreground: 0
+            case .background: 5
+            case .housekeeping: 10
+            }
+        }
+    }
 
     /// - Parameter name: at most 15 bytes, as the kernel keeps it.
     public static func start(
@@ -25,11 +33,11 @@ public enum OwnThread {
                 _ = try? comm.closeAfter { try comm.writeAll(name.utf8) }
             }
             // Linux takes 0 for the calling thread. Failing is harmless.
-            if rank == .background {
+            if rank.niceness > 0 {
                 let which = __priority_which_t(PRIO_PROCESS.rawValue)
                 // Under what the process was given, not under everybody.
                 let own = getpriority(which, id_t(getpid()))
-                setpriority(which, 0, own + backgroundNiceness)
+                setpriority(which, 0, own + rank.niceness)
             }
             body()
         }.start()

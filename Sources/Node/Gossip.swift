@@ -15,9 +15,11 @@ final class Gossip: Sendable {
     /// others waiting. What is not fetched for that is when another fetch has ended.
     static let pullsMax = 32
     static let pullsPerPeerMax = 2
-    /// Only when one takes longer than this the next begins beside it: what several peers have to send
-    /// is the same for the most part, and would come from each of them.
+    /// Only when the peer has not answered for this long the next begins beside it: what several peers
+    /// have to send is the same for the most part, and would come from each of them.
     static let pullPatience = Duration.seconds(3)
+    /// The same for a peer that answers and does not get done with it.
+    static let pullPatienceMax = Duration.seconds(30)
     /// What a pack may weigh.
     static let packBytesMax: Int64 = 4 << 30
     /// Heads named in a request, on either side.
@@ -108,7 +110,7 @@ final class Gossip: Sendable {
         let isNew = pulling.withLock { pulling in
             guard pulling[head] == nil, pulling.count < Self.pullsMax,
                 pulling.values.count(where: { $0.peer == node }) < Self.pullsPerPeerMax,
-                pulling.values.allSatisfy({ $0.begin < .now - Self.pullPatience })
+                pulling.values.allSatisfy(isStuck)
             else { return false }
             pulling[head] = Pull(peer: node)
             return true
@@ -138,6 +140,16 @@ final class Gossip: Sendable {
             guard isFetched else { return }
             for peer in mesh.peers where peer.isOnline { heard(peer) }
         }
+    }
+
+    private func isStuck(_ pull: Pull) -> Bool {
+        let age = ContinuousClock.now - pull.begin
+        guard age > Self.pullPatience, age < Self.pullPatienceMax else {
+            return age >= Self.pullPatienceMax
+        }
+        guard let peer = mesh.peer(pull.peer), peer.isOnline else { return true }
+        let silence = Int64(Monotonic.wallMilliseconds) - peer.lastSeenMilliseconds
+        return .milliseconds(silence) > Self.pullPatience
     }
 
     private func refuse(

@@ -19,8 +19,6 @@ final class Timeline: Sendable {
     static let batchMillisecondsMax: UInt64 = 1000
     /// A node counts as writing for so long after a commit of it came.
     static let writingMilliseconds: UInt64 = 2000
-    /// Packs are not combined so soon after something came.
-    static let settledMilliseconds: UInt64 = 3000
     /// Between tries to apply what conflicts with changes that are being made here.
     static let retryMilliseconds: UInt64 = 20
     /// Before what failed, for want of room perhaps, is tried again.
@@ -55,6 +53,7 @@ final class Timeline: Sendable {
         var wanted = false
         var stopping = false
         var running = false
+        var isRepacking = false
         /// When the heads want to be looked at again.
         var headsDue: UInt64?
         /// When a commit of each other node came last.
@@ -289,11 +288,11 @@ final class Timeline: Sendable {
         state.withLock { $0.stopping = true }
         condition.withLock {
             condition.broadcast()
-            while state.withLock({ $0.running }) { condition.wait() }
+            while state.withLock({ $0.running || $0.isRepacking }) { condition.wait() }
         }
     }
 
-    private func wake() { condition.withLock { condition.broadcast() } }
+    func wake() { condition.withLock { condition.broadcast() } }
 
     // MARK: The thread
 
@@ -318,7 +317,7 @@ final class Timeline: Sendable {
                 if work.commits { try commitMakingRoom() }
             }
             let isConverged = attempt(.converging) { try converge() }
-            attempt(.repacking, repack)
+            attempt(.repacking, repackIfNeeded)
             attempt(.healing) { try healIfSuspect() }
             if isCommitted { for waiter in work.waiters { waiter() } }
             wake()
@@ -338,24 +337,8 @@ final class Timeline: Sendable {
         wake()
     }
 
-    private func repack() throws {
-        let now = Monotonic.milliseconds
-        let isSettled = state.withLock { state in
-            (state.heads?.announced.count ?? 1) < 2
-                && state.takenAt + Self.settledMilliseconds < now
-        }
-        if try history.repackIfNeeded(soon: isSettled) {
-            logger.debug("repacked in \(Monotonic.milliseconds - now) ms")
-        } else if try !isSettled && history.packCount() > HistoryLimits.packsMax {
-            state.withLock { state in
-                let due = now + Self.settledMilliseconds
-                state.headsDue = min(state.headsDue ?? due, due)
-            }
-        }
-    }
-
     @discardableResult
-    private func attempt(_ step: Step, _ body: () throws -> Void) -> Bool {
+    func attempt(_ step: Step, _ body: () throws -> Void) -> Bool {
         do {
             try body()
             state.withLock { $0.failures[step] = nil }
@@ -756,7 +739,7 @@ final class Timeline: Sendable {
 extension Timeline.State {
     /// What there is to do, which is taken from here; or when there will be.
     fileprivate mutating func work(at now: UInt64) -> (Timeline.Work?, due: UInt64?) {
-        let rested = UInt64((heads?.rested ?? .zero) / .milliseconds(1))
+        let rested = UInt64((heads?.commitDue ?? .zero) / .milliseconds(1))
         let writing = writers.values.count { $0 + Timeline.writingMilliseconds > now }
         let batch = min(
             Timeline.batchMilliseconds * UInt64(1 + writing), Timeline.batchMillisecondsMax)

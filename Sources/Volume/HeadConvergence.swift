@@ -18,6 +18,8 @@
 /// * Nodes of a higher rank begin later, when no new head has come for a while; mostly there is one head
 ///   then, which has all others in it.
 /// * While peers have heads that are on their way here, a merge waits for them, and a round is not closed.
+/// * A node makes its next commit when the one before it has been merged, here or elsewhere. So mostly one
+///   node merges for all, and what the others commit lies on its merge.
 ///
 /// A local commit is announced before all else. A value without clock or I/O: the caller passes
 /// times of one monotonic clock, performs the action of `next` and reports it by `adopted` or
@@ -45,6 +47,8 @@ public struct HeadConvergence: Hashable, Sendable {
     public static let awaitedMin = Duration.milliseconds(50)
     /// Of each of the waits that follow from the time that a merge takes.
     public static let restMax = Duration.seconds(5)
+    /// So long a commit waits for the merge of the one before it.
+    public static let unmergedMax = Duration.seconds(2)
     /// A shorter rest helps nobody.
     public static let restMin = Duration.milliseconds(200)
 
@@ -57,12 +61,19 @@ public struct HeadConvergence: Hashable, Sendable {
     /// A local commit that peers have not been told.
     private var untold: ObjectID?
     private var lastNews: Duration
+
+    private struct Own: Hashable {
+        let commit: ObjectID
+        let time: Duration
+    }
+
     /// When there came to be several heads that nothing here merges.
     private var unmergedSince: Duration?
     /// What the last merge took, and the end of the rest after it.
     private var mergeTime = Duration.zero
-    /// Before it no commit ought to be made for the sake of peers.
-    public private(set) var rested = Duration.zero
+    private var rested = Duration.zero
+    /// The last commit that was made here.
+    private var own: Own?
 
     /// A node whose live state is a commit that peers may know.
     public init(applied: ObjectID, at now: Duration) {
@@ -99,6 +110,7 @@ public struct HeadConvergence: Hashable, Sendable {
         announced = try graph.reduceToMaximal(announced + [commit])
         applied = commit
         mergedHeads = nil
+        own = Own(commit: commit, time: now)
         untold = commit
         lastNews = now
         unmergedSince = unmergedSince ?? now
@@ -142,6 +154,15 @@ public struct HeadConvergence: Hashable, Sendable {
     }
 
     private var rest: Duration { min(mergeTime * 2, Self.restMax) }
+
+    /// Before it no commit ought to be made for the sake of peers: while one of this node is among heads
+    /// that nobody has merged, another would only have to be merged once more.
+    public var commitDue: Duration {
+        guard announced.count > 1, mergedHeads != announced, let own,
+            announced.contains(own.commit)
+        else { return rested }
+        return max(rested, own.time + Self.unmergedMax)
+    }
 
     // MARK: What to do
 

@@ -81,14 +81,32 @@ import Testing
         var heads = try merged()
         let time = Duration.milliseconds(100)
         heads.merged([one, two].sorted(), into: merge, at: time, taking: time)
-        #expect(heads.rested == time * 3)
+        #expect(heads.commitDue == time * 3)
         try heads.received([three], at: time * 2, graph: graph)
         #expect(heads.next(at: time * 2, rank: 0) == .wait(until: time * 3))
         #expect(heads.next(at: time * 2, rank: 5) == .wait(until: time * 12))
         #expect(heads.next(at: time * 3, rank: 0) == .merge([one, two, three].sorted()))
         let hour = Duration.seconds(3600)
         heads.merged([one, two].sorted(), into: merge, at: time, taking: hour)
-        #expect(heads.rested == time + HeadConvergence.restMax)
+        #expect(heads.commitDue == time + HeadConvergence.restMax)
+    }
+
+    @Test(
+        "The next commit waits until the one before it is merged, here or elsewhere, but not for long"
+    )
+    func unmerged() throws {
+        var heads = HeadConvergence(applied: base, at: .zero)
+        #expect(heads.commitDue == .zero)
+        let time = Duration.milliseconds(100)
+        try heads.committed(one, at: time, graph: graph)
+        #expect(heads.commitDue == .zero)
+        try heads.received([two], at: time, graph: graph)
+        #expect(heads.commitDue == time + HeadConvergence.unmergedMax)
+        var here = heads
+        here.merged([one, two].sorted(), into: merge, at: time, taking: .zero)
+        #expect(here.commitDue == .zero)
+        try heads.received([onMerge, three], at: time, graph: graph)
+        #expect(heads.commitDue == .zero)
     }
 
     @Test("A merge waits for heads on their way, and a round stays open for them, neither for ever")

@@ -1,0 +1,38 @@
+import History
+import Logging
+import Mount
+import Synchronization
+import Volume
+
+// Each batch of commits, made here or fetched, is a pack: many are combined into one.
+extension Timeline {
+    /// Packs are not combined so soon after something came.
+    private static let settledMilliseconds: UInt64 = 3000
+
+    /// Begins it on a thread of its own: merges and commits go on, and have the processor first.
+    func repackIfNeeded() throws {
+        let now = Monotonic.milliseconds
+        let packs = try history.packCount()
+        let isDue = state.withLock { state in
+            guard packs > HistoryLimits.packsMax, !state.isRepacking else { return false }
+            let settled = state.takenAt + Self.settledMilliseconds
+            let isSettled = (state.heads?.announced.count ?? 1) < 2 && settled < now
+            if !isSettled, packs <= HistoryLimits.packsLateMax {
+                let due = now + Self.settledMilliseconds
+                state.headsDue = min(state.headsDue ?? due, due)
+                return false
+            }
+            state.isRepacking = true
+            return true
+        }
+        guard isDue else { return }
+        OwnThread.start("repack", .housekeeping) { [self] in
+            attempt(.repacking) {
+                guard try history.repackIfNeeded() else { return }
+                logger.debug("repacked in \(Monotonic.milliseconds - now) ms")
+            }
+            state.withLock { $0.isRepacking = false }
+            wake()
+        }
+    }
+}
