@@ -7,22 +7,17 @@ import Volume
 /// descriptor or the publisher holds it. An inode has one current vnode, and superseded ones while
 /// descriptors of older versions are open.
 final class VnodeTable: Sendable {
-    private struct Entry {
-        let vnode: Vnode
-        var lookups: UInt64
-        var pins: Int
-    }
-
-    /// The vnodes of one inode.
+    /// The vnodes of one inode. The kernel may know millions.
     private struct Family {
-        var current: UInt64?
-        var members = 0
+        /// A nodeid; none is 0.
+        var current: UInt64 = 0
+        var members: UInt32 = 0
         /// No name leads to the inode: it goes with its last vnode.
         var isUnlinked = false
     }
 
     private struct State {
-        var nodes: [UInt64: Entry] = [:]
+        var nodes: [UInt64: Vnode] = [:]
         var families: [InodeNumber: Family] = [:]
         var next: UInt64 = VnodeTable.rootNode + 1
     }
@@ -36,19 +31,20 @@ final class VnodeTable: Sendable {
     init() {
         var initial = State()
         let root = Vnode(nodeid: Self.rootNode, ino: .root, recorded: 0)
-        initial.nodes[Self.rootNode] = Entry(vnode: root, lookups: 1, pins: 1)
+        (root.lookups, root.pins) = (1, 1)
+        initial.nodes[Self.rootNode] = root
         initial.families[.root] = Family(current: Self.rootNode, members: 1)
         state = Mutex(initial)
     }
 
     func vnode(_ nodeid: UInt64) -> Vnode? {
-        state.withLock { $0.nodes[nodeid]?.vnode }
+        state.withLock { $0.nodes[nodeid] }
     }
 
     /// The vnode that the inode's names lead to.
     func current(_ ino: InodeNumber) -> Vnode? {
         state.withLock { state in
-            state.families[ino]?.current.flatMap { state.nodes[$0]?.vnode }
+            state.families[ino].flatMap { state.nodes[$0.current] }
         }
     }
 
@@ -60,14 +56,14 @@ final class VnodeTable: Sendable {
 
     /// - Precondition: something else keeps the vnode alive.
     func pin(_ vnode: Vnode) {
-        state.withLock { $0.nodes[vnode.nodeid]?.pins += 1 }
+        state.withLock { _ in vnode.pins += 1 }
     }
 
     /// - Returns: true when nothing holds the inode any more and no name leads to it: reap it.
     func unpin(_ vnode: Vnode) -> Bool {
-        release(vnode.nodeid) { entry in
-            precondition(entry.pins > 0, "a vnode was unpinned once too often")
-            entry.pins -= 1
+        release(vnode.nodeid) { vnode in
+            precondition(vnode.pins > 0, "a vnode was unpinned once too often")
+            vnode.pins -= 1
         }
     }
 
@@ -84,7 +80,7 @@ final class VnodeTable: Sendable {
     func supersede(_ vnode: Vnode) {
         state.withLock { state in
             if state.families[vnode.ino]?.current == vnode.nodeid {
-                state.families[vnode.ino]?.current = nil
+                state.families[vnode.ino]?.current = 0
             }
         }
     }
@@ -122,45 +118,38 @@ final class VnodeTable: Sendable {
             recordings.wrappingAdd(1, ordering: .sequentiallyConsistent).newValue
     }
 
-    var all: [Vnode] { state.withLock { $0.nodes.values.map(\.vnode) } }
+    var all: [Vnode] { state.withLock { Array($0.nodes.values) } }
 
     /// Whether there is a vnode of the inode, of an older version perhaps.
     func holds(_ ino: InodeNumber) -> Bool { state.withLock { $0.families[ino] != nil } }
 
-    private func reference(_ ino: InodeNumber, _ count: (inout Entry) -> Void) -> Vnode {
+    private func reference(_ ino: InodeNumber, _ count: (Vnode) -> Void) -> Vnode {
         state.withLock { state in
-            var family = state.families[ino] ?? Family()
-            let nodeid = family.current ?? state.next
-            if family.current == nil {
+            let known = state.families[ino].flatMap { state.nodes[$0.current] }
+            let vnode = known ?? Vnode(nodeid: state.next, ino: ino, recorded: recorded)
+            if known == nil {
+                state.nodes[vnode.nodeid] = vnode
                 state.next += 1
-                family.current = nodeid
+                var family = state.families[ino] ?? Family()
+                family.current = vnode.nodeid
                 family.members += 1
                 state.families[ino] = family
             }
-            var entry =
-                state.nodes[nodeid]
-                ?? Entry(
-                    vnode: Vnode(nodeid: nodeid, ino: ino, recorded: recorded), lookups: 0, pins: 0)
-            count(&entry)
-            state.nodes[nodeid] = entry
-            return entry.vnode
+            count(vnode)
+            return vnode
         }
     }
 
-    private func release(_ nodeid: UInt64, _ count: (inout Entry) -> Void) -> Bool {
+    private func release(_ nodeid: UInt64, _ count: (Vnode) -> Void) -> Bool {
         state.withLock { state in
-            guard var entry = state.nodes[nodeid] else { return false }
-            count(&entry)
-            guard entry.lookups == 0, entry.pins == 0 else {
-                state.nodes[nodeid] = entry
-                return false
-            }
+            guard let vnode = state.nodes[nodeid] else { return false }
+            count(vnode)
+            guard vnode.lookups == 0, vnode.pins == 0 else { return false }
             state.nodes[nodeid] = nil
-            let ino = entry.vnode.ino
-            guard var family = state.families[ino] else { return false }
+            guard var family = state.families[vnode.ino] else { return false }
             family.members -= 1
-            if family.current == nodeid { family.current = nil }
-            state.families[ino] = family.members > 0 ? family : nil
+            if family.current == nodeid { family.current = 0 }
+            state.families[vnode.ino] = family.members > 0 ? family : nil
             return family.members == 0 && family.isUnlinked
         }
     }
