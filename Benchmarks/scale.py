@@ -34,9 +34,12 @@ class Control(http.client.HTTPConnection):
 
 
 class ScaleNode:
-    def __init__(self, bench, name, host, *options, volume="bench", patience=1800):
+    FOUNDING = ["--create", "--copies", "1"]
+
+    def __init__(self, bench, name, host, *options, volume="bench", patience=1800,
+                 founds=False):
         self.bench, self.name, self.host = bench, name, host
-        self.volume, self.options = volume, options
+        self.volume, self.options, self.founds = volume, options, founds
         self.root = f"{bench.disk}/{name}"
         self.mount = f"{bench.directory}/mount-{name}"
         os.makedirs(self.mount, exist_ok=True)
@@ -54,8 +57,10 @@ class ScaleNode:
             self.process = subprocess.Popen(
                 ["nsenter", f"--net=/run/netns/{self.host}", "--", self.bench.binary,
                  "--id", self.volume, "--root", self.root, "--mount", self.mount,
-                 "--name", self.name, "--machine", self.name, *self.options],
+                 "--name", self.name, "--machine", self.name, *self.options,
+                 *(self.FOUNDING if self.founds else [])],
                 env=environment, stdout=log, stderr=log)
+        self.founds = False
         while not os.path.ismount(self.mount):
             if self.process.poll() is not None or time.monotonic() - begin > patience:
                 sys.exit(f"Node {self.name} did not get ready: see {self.log}")
@@ -84,7 +89,6 @@ class ScaleNode:
     def stop(self):
         self.process.terminate()
         self.process.wait(120)
-        self.options = [option for option in self.options if option != "--create"]
 
     def memory(self):
         """Mebibytes: all, anonymous, of files, and the most there was."""
@@ -131,9 +135,8 @@ class Scale:
         self.count = 1_000_000 // bench.scale
         if keep and os.path.isdir(keep):
             run("cp", "-a", keep, f"{bench.disk}/a")
-        self.a = ScaleNode(bench, "a", self.network.host(0), "--create", "--copies", "1") \
-            if not (keep and os.path.isdir(keep)) \
-            else ScaleNode(bench, "a", self.network.host(0))
+        self.a = ScaleNode(bench, "a", self.network.host(0),
+                           founds=not (keep and os.path.isdir(keep)))
         self.is_full = os.path.isdir(f"{self.a.mount}/many")
         self.b = None
         self.keep = keep
@@ -272,8 +275,7 @@ def ten(bench):
     """Writers without a pause on both sides of a cable that is pulled twice."""
     network, nodes = Network(), []
     try:
-        nodes.append(ScaleNode(bench, "t0", network.host(0), "--create", "--copies", "1",
-                               volume="ten"))
+        nodes.append(ScaleNode(bench, "t0", network.host(0), volume="ten", founds=True))
         with open(f"{bench.directory}/ten-key", "wb") as file:
             file.write(run(bench.binary, "key", "--root", nodes[0].root))
         for number in range(1, 10):
