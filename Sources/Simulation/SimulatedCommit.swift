@@ -112,10 +112,17 @@ struct ContentChange {
 
     init(from old: [LineageID: ContentVersion], to new: [LineageID: ContentVersion]) {
         held = Set(new.values.map(\.body))
-        let kept = Set(new.values.map(\.stamp))
-        let gone = old.values.filter { !kept.contains($0.stamp) }
-        removed = Set(gone.map(\.body))
-        replaced = Set(gone.filter { new[$0.id] != nil })
+        let kept = Self.counts(new)
+        // Of two files that a merge of equal ones gave one stamp, one may go.
+        let had = Self.counts(old)
+        removed = Set(
+            old.values.filter { kept[$0.stamp, default: 0] < had[$0.stamp, default: 0] }.map(\.body)
+        )
+        replaced = Set(old.values.filter { kept[$0.stamp] == nil && new[$0.id] != nil })
         ended = Set(old.keys.filter { new[$0] == nil })
+    }
+
+    private static func counts(_ versions: [LineageID: ContentVersion]) -> [Stamp: Int] {
+        versions.values.reduce(into: [:]) { $0[$1.stamp, default: 0] += 1 }
     }
 }
