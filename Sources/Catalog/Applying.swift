@@ -48,8 +48,10 @@ public struct ApplyConflict: Error, Hashable, Sendable, CustomStringConvertible 
 extension Catalog {
     /// Operations wait for no longer than this for the parts of an apply that nobody can see yet.
     private static let applyChunk = Duration.milliseconds(2)
-    /// Between those parts, so that whoever waits gets the catalog: its lock is not fair.
+    /// Between those parts, so that whoever waits gets the catalog: its lock is not fair. As long as
+    /// somebody comes in each such pause the next follows: a listing is a thousand requests, one by one.
     private static let chunkPauseMicroseconds: UInt32 = 500
+    private static let chunkPausesMax = 8
 
     /// Makes the rows represent `commit`; `difference` is from the commit applied to this one.
     ///
@@ -125,7 +127,7 @@ extension Catalog {
     ) throws {
         var index = 0
         while index < items.count {
-            if index > 0 { usleep(Self.chunkPauseMicroseconds) }
+            if index > 0 { letOthers() }
             let deadline = clock.now + Self.applyChunk
             let effects = try perform { transaction in
                 var application = Application(transaction, isPinned)
@@ -135,7 +137,18 @@ extension Catalog {
                 } while index < items.count && clock.now < deadline
                 return application.finished
             }
+            try endScatteredBatch()
             if !effects.isEmpty { done(effects) }
+        }
+    }
+
+    private func letOthers() {
+        var before = entered
+        for _ in 0..<Self.chunkPausesMax {
+            usleep(Self.chunkPauseMicroseconds)
+            let now = entered
+            guard now != before else { return }
+            before = now
         }
     }
 

@@ -225,6 +225,11 @@ public final class Catalog: Sendable {
         try groupCommit.waitUntilDurable(writer.lock.withLock { writer.performed })
     }
 
+    /// How often anybody has read or changed something.
+    var entered: UInt64 { writer.entered }
+
+    func endScatteredBatch() throws(Errno) { try writer.endScatteredBatch() }
+
     /// Sees to it that everything performed so far survives a kill of this process, though not power
     /// loss; it does without this too, unless the disk is full. Never waits for the disk. Throws as
     /// `flush`.

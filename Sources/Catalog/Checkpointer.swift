@@ -26,6 +26,8 @@ final class Checkpointer: @unchecked Sendable {
     /// Pages beyond which the last rest is moved with operations held up: under a load without any
     /// pause the log would never be empty, and so never start over. 128 MiB.
     static let framesHardMax: Int32 = 32768
+    /// Before that, so often it is moved once more, for the rest to be short.
+    private static let passesMax = 4
 
     init(
         connection: Connection, writer: Writer, preallocation: Preallocation,
@@ -64,6 +66,7 @@ final class Checkpointer: @unchecked Sendable {
         while let frames = awaitWork() {
             move()
             if frames >= Self.framesHardMax {
+                for _ in 1..<Self.passesMax where left > Self.framesSoftMax / 4 { move() }
                 writer.lock.withLock {
                     // A failure shows in the next group commit.
                     _ = try? writer.commit()
@@ -82,6 +85,8 @@ final class Checkpointer: @unchecked Sendable {
         }
         return state.isStopping ? nil : state.frames
     }
+
+    private var left: Int32 { gate.withLock { state.frames - state.moved } }
 
     private func move() {
         var frames: Int32 = 0

@@ -20,6 +20,7 @@ final class Writer: @unchecked Sendable {
     /// win every race for it against one that sleeps, for 90 ms and more.
     private let turnstile = Lock()
     private let isTurnstileClosed = Atomic<Bool>(false)
+    private let entries = Atomic<UInt64>(0)
     private let connection: Connection
     private let transaction: Transaction
     private let options: Catalog.Options
@@ -38,6 +39,9 @@ final class Writer: @unchecked Sendable {
     /// A batch larger than this is committed at once: it is held in memory twice, and what is to be
     /// kept of it must fit into the redo file.
     static let batchBytesMax = Int(RedoFile.bytesMax) / 2
+    /// What an apply changes lies all over the database: a batch of more than some hundreds of pages, of
+    /// which this is a sign, would hold everybody up at its COMMIT.
+    static let scatteredBytesMax = 32 << 10
 
     /// - Parameter redo: the redo file, of which nothing is needed any more.
     init(connection: Connection, redo: FilePath, options: Catalog.Options) throws {
@@ -91,11 +95,22 @@ final class Writer: @unchecked Sendable {
         }
     }
 
+    /// After an operation that changed rows all over the database.
+    func endScatteredBatch() throws(Errno) {
+        enter()
+        defer { lock.unlock() }
+        if connection.redo.bytes.count > Self.scatteredBytesMax { try commit() }
+    }
+
     /// Takes the lock, after a waiting group commit.
     private func enter() {
         if isTurnstileClosed.load(ordering: .relaxed) { turnstile.withLock {} }
         lock.lock()
+        entries.wrappingAdd(1, ordering: .relaxed)
     }
+
+    /// How often anybody has read or changed something.
+    var entered: UInt64 { entries.load(ordering: .relaxed) }
 
     func read<T>(_ body: (Reader) throws -> T) throws -> T {
         enter()

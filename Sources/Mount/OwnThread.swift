@@ -1,5 +1,7 @@
+import FUSE
 import Foundation
 import Glibc
+import Synchronization
 import SystemPackage
 
 /// Threads made for blocking work, with a name that `ps -L` shows.
@@ -20,6 +22,28 @@ public enum OwnThread {
             case .foreground: 0
             case .background: 5
             case .housekeeping: 10
+            }
+        }
+    }
+
+    /// Runs the body on a thread of its own and waits for it: where a thread of the background is to have a
+    /// lock that requests wait for, and must not wait for a processor with it.
+    public static func run<T: Sendable>(
+        _ name: String, _ body: @escaping @Sendable () throws -> T
+    ) throws -> T {
+        let finished = TimedCondition()
+        let result = Mutex<Result<T, any Error>?>(nil)
+        start(name) {
+            let outcome = Result { try body() }
+            finished.withLock {
+                result.withLock { $0 = outcome }
+                finished.broadcast()
+            }
+        }
+        return try finished.withLock {
+            while true {
+                if let outcome = result.withLock(\.self) { return try outcome.get() }
+                finished.wait()
             }
         }
     }

@@ -708,8 +708,10 @@ final class Timeline: Sendable {
             defer { releaseMemory(after: change.records.count) }
             let removal = try removal(in: change)
             let hooks = hooks.withLock(\.self)
-            let effects = try catalog.apply(
-                change, commit: commit, isPinned: hooks.isPinned, ahead: hooks.applied)
+            let effects = try OwnThread.run("apply") { [catalog] in
+                try catalog.apply(
+                    change, commit: commit, isPinned: hooks.isPinned, ahead: hooks.applied)
+            }
             try catalog.flush()
             hooks.applied(effects)
             state.withLock { $0.conflicts = 0 }
