@@ -93,7 +93,8 @@ final class Checkpointer: @unchecked Sendable {
         var moved: Int32 = 0
         let code = sqlite3_wal_checkpoint_v2(
             connection.handle, nil, SQLITE_CHECKPOINT_PASSIVE, &frames, &moved)
-        if code != SQLITE_OK {
+        // Busy: the log's head was being written, which happens; the next attempt comes soon.
+        if code != SQLITE_OK, code != SQLITE_BUSY {
             options.log("\(SQLiteFailure(connection.handle, statement: nil))")
         }
         preallocation.databaseMoved()

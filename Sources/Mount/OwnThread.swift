@@ -13,18 +13,10 @@ public enum OwnThread {
         /// to programs and to the threads that answer them. Creating files goes faster
         /// so, on two processors.
         case background
-        /// What may as well be done tomorrow.
-        case housekeeping
-
-        /// The background is left a quarter of a busy processor: files must appear elsewhere all the same.
-        fileprivate var niceness: Int32 {
-            switch self {
-            case .foreground: 0
-            case .background: 5
-            case .housekeeping: 10
-            }
-        }
     }
+
+    /// A quarter of a busy processor is left to it: files must appear elsewhere all the same.
+    private static let backgroundNiceness: Int32 = 5
 
     /// Runs the body on a thread of its own and waits for it: where a thread of the background is to have a
     /// lock that requests wait for, and must not wait for a processor with it.
@@ -57,11 +49,11 @@ public enum OwnThread {
                 _ = try? comm.closeAfter { try comm.writeAll(name.utf8) }
             }
             // Linux takes 0 for the calling thread. Failing is harmless.
-            if rank.niceness > 0 {
+            if rank == .background {
                 let which = __priority_which_t(PRIO_PROCESS.rawValue)
                 // Under what the process was given, not under everybody.
                 let own = getpriority(which, id_t(getpid()))
-                setpriority(which, 0, own + rank.niceness)
+                setpriority(which, 0, own + backgroundNiceness)
             }
             body()
         }.start()

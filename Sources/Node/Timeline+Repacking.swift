@@ -9,7 +9,8 @@ extension Timeline {
     /// Packs are not combined so soon after something came.
     private static let settledMilliseconds: UInt64 = 3000
 
-    /// Begins it on a thread of its own: merges and commits go on, and have the processor first.
+    /// Begins it on a thread of its own: merges and commits go on. Not of a lower rank than theirs, for they
+    /// wait for locks that it has.
     func repackIfNeeded() throws {
         let now = Monotonic.milliseconds
         let packs = try history.packCount()
@@ -26,7 +27,7 @@ extension Timeline {
             return true
         }
         guard isDue else { return }
-        OwnThread.start("repack", .housekeeping) { [self] in
+        OwnThread.start("repack", .background) { [self] in
             attempt(.repacking) {
                 guard try history.repackIfNeeded() else { return }
                 logger.debug("repacked in \(Monotonic.milliseconds - now) ms")

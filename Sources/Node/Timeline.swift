@@ -17,6 +17,9 @@ final class Timeline: Sendable {
     /// node that writes as well: what every node has to take in is the commits of all.
     static let batchMilliseconds: UInt64 = 100
     static let batchMillisecondsMax: UInt64 = 1000
+    /// After a commit the next waits for as long as it took, up to this: one that changes a thousand
+    /// directories takes seconds, whether it has one second's changes or ten.
+    static let commitRestMillisecondsMax: UInt64 = 5000
     /// A node counts as writing for so long after a commit of it came.
     static let writingMilliseconds: UInt64 = 2000
     /// Between tries to apply what conflicts with changes that are being made here.
@@ -60,6 +63,8 @@ final class Timeline: Sendable {
         var writers: [NodeID: UInt64] = [:]
         /// When something came from elsewhere last.
         var takenAt: UInt64 = 0
+        /// The end of the rest after the last commit.
+        var nextCommit: UInt64 = 0
         /// What is announced and applied; nil before the volume's first commit.
         var heads: HeadConvergence?
         /// Since the last success of a step: why it failed.
@@ -416,7 +421,12 @@ final class Timeline: Sendable {
         try record(made)
         guard made.isNew else { return false }
         try catalog.flush()
-        defer { logger.debug("committed \(made.commit) in \(ContinuousClock.now - begin)") }
+        defer {
+            let time = ContinuousClock.now - begin
+            logger.debug("committed \(made.commit) in \(time)")
+            let rest = min(UInt64(time / .milliseconds(1)), Self.commitRestMillisecondsMax)
+            state.withLock { $0.nextCommit = Monotonic.milliseconds + rest }
+        }
         if state.withLock({ $0.heads == nil }) {
             let heads = HeadConvergence(applied: made.commit, at: now)
             state.withLock { $0.heads = heads }
@@ -745,7 +755,7 @@ extension Timeline.State {
         let writing = writers.values.count { $0 + Timeline.writingMilliseconds > now }
         let batch = min(
             Timeline.batchMilliseconds * UInt64(1 + writing), Timeline.batchMillisecondsMax)
-        let commitDue = dirtySince.map { max($0 + batch, rested) }
+        let commitDue = dirtySince.map { max($0 + batch, rested, nextCommit) }
         // Nobody who waits for a commit that failed is told of one that was not tried again.
         let commits =
             wanted || stopping || !waiters.isEmpty || commitDue.map { $0 <= now } == true
