@@ -9,13 +9,17 @@ extension Timeline {
     /// Packs are not combined so soon after something came.
     private static let settledMilliseconds: UInt64 = 3000
 
-    /// Begins it on a thread of its own: merges and commits go on. Not of a lower rank than theirs, for they
-    /// wait for locks that it has.
-    func repackIfNeeded() throws {
+    /// Begins it on a thread of its own: merges and commits go on. What it fails with is its problem until
+    /// one has succeeded or none is needed.
+    func repackIfNeeded() {
         let now = Monotonic.milliseconds
-        let packs = try history.packCount()
+        let count = Result { try history.packCount() }
+        guard case .success(let packs) = count, packs > HistoryLimits.packsMax else {
+            attempt(.repacking) { _ = try count.get() }
+            return
+        }
         let isDue = state.withLock { state in
-            guard packs > HistoryLimits.packsMax, !state.isRepacking else { return false }
+            guard !state.isRepacking else { return false }
             let settled = state.takenAt + Self.settledMilliseconds
             let isSettled = (state.heads?.announced.count ?? 1) < 2 && settled < now
             if !isSettled, packs <= HistoryLimits.packsLateMax {

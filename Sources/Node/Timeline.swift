@@ -322,7 +322,7 @@ final class Timeline: Sendable {
                 if work.commits { try commitMakingRoom() }
             }
             let isConverged = attempt(.converging) { try converge() }
-            attempt(.repacking, repackIfNeeded)
+            repackIfNeeded()
             attempt(.healing) { try healIfSuspect() }
             if isCommitted { for waiter in work.waiters { waiter() } }
             wake()
@@ -751,11 +751,11 @@ final class Timeline: Sendable {
 extension Timeline.State {
     /// What there is to do, which is taken from here; or when there will be.
     fileprivate mutating func work(at now: UInt64) -> (Timeline.Work?, due: UInt64?) {
-        let rested = UInt64((heads?.commitDue ?? .zero) / .milliseconds(1))
+        let merged = UInt64((heads?.commitDue ?? .zero) / .milliseconds(1))
         let writing = writers.values.count { $0 + Timeline.writingMilliseconds > now }
         let batch = min(
             Timeline.batchMilliseconds * UInt64(1 + writing), Timeline.batchMillisecondsMax)
-        let commitDue = dirtySince.map { max($0 + batch, rested, nextCommit) }
+        let commitDue = dirtySince.map { max($0 + batch, merged, nextCommit) }
         // Nobody who waits for a commit that failed is told of one that was not tried again.
         let commits =
             wanted || stopping || !waiters.isEmpty || commitDue.map { $0 <= now } == true
