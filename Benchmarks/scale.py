@@ -133,10 +133,10 @@ class Scale:
     def __init__(self, bench, keep):
         self.bench, self.network = bench, Network()
         self.count = 1_000_000 // bench.scale
-        if keep and os.path.isdir(keep):
+        is_kept = bool(keep) and os.path.isdir(keep)
+        if is_kept:
             run("cp", "-a", keep, f"{bench.disk}/a")
-        self.a = ScaleNode(bench, "a", self.network.host(0),
-                           founds=not (keep and os.path.isdir(keep)))
+        self.a = ScaleNode(bench, "a", self.network.host(0), founds=not is_kept)
         self.is_full = os.path.isdir(f"{self.a.mount}/many")
         self.b = None
         self.keep = keep

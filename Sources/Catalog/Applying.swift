@@ -300,7 +300,12 @@ struct Application {
         guard try !isRemovedHere(id) else {
             throw ApplyConflict("inode \(id.rawValue) was removed here and changed elsewhere")
         }
-        guard let found = try transaction.inode(id: id), try !isLeftBehind(found) else {
+        var present = try transaction.inode(id: id)
+        if let row = present, try isToBeLeftBehind(row) {
+            try transaction.giveFreshID(row)
+            present = nil
+        }
+        guard let found = present else {
             try insert(record)
             return
         }
@@ -314,14 +319,13 @@ struct Application {
     }
 
     /// Removed here while it was being written, and alive elsewhere: what is written into it is seen by
-    /// who has it open alone, and goes with the last close. It gives its id up to the file that others
+    /// who has it open alone, and goes with the last close. Its id is that of the file that others
     /// have. What was removed elsewhere is another matter: its `lostName` leads it back.
-    private func isLeftBehind(_ row: InodeRow) throws -> Bool {
-        guard !row.isLinked, !row.isDirectory, try transaction.staging(of: row.ino) != nil,
-            try transaction.lostName(of: row.ino) == nil
-        else { return false }
-        try transaction.giveFreshID(row)
-        return true
+    private func isToBeLeftBehind(_ row: InodeRow) throws(Errno) -> Bool {
+        guard !row.isLinked, !row.isDirectory, try transaction.staging(of: row.ino) != nil else {
+            return false
+        }
+        return try transaction.lostName(of: row.ino) == nil
     }
 
     /// `links` and `parent`: of the names that lead to it, what is known already.

@@ -144,9 +144,8 @@ final class Gossip: Sendable {
 
     private func isStuck(_ pull: Pull) -> Bool {
         let age = ContinuousClock.now - pull.begin
-        guard age > Self.pullPatience, age < Self.pullPatienceMax else {
-            return age >= Self.pullPatienceMax
-        }
+        if age <= Self.pullPatience { return false }
+        if age >= Self.pullPatienceMax { return true }
         guard let peer = mesh.peer(pull.peer), peer.isOnline else { return true }
         let silence = Int64(Monotonic.wallMilliseconds) - peer.lastSeenMilliseconds
         return .milliseconds(silence) > Self.pullPatience

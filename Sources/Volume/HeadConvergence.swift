@@ -61,12 +61,6 @@ public struct HeadConvergence: Hashable, Sendable {
     /// A local commit that peers have not been told.
     private var untold: ObjectID?
     private var lastNews: Duration
-
-    private struct Own: Hashable {
-        let commit: ObjectID
-        let time: Duration
-    }
-
     /// When there came to be several heads that nothing here merges.
     private var unmergedSince: Duration?
     /// What the last merge took, and the end of the rest after it.
@@ -74,6 +68,11 @@ public struct HeadConvergence: Hashable, Sendable {
     private var rested = Duration.zero
     /// The last commit that was made here.
     private var own: Own?
+
+    private struct Own: Hashable {
+        let commit: ObjectID
+        let time: Duration
+    }
 
     /// A node whose live state is a commit that peers may know.
     public init(applied: ObjectID, at now: Duration) {
