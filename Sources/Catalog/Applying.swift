@@ -396,8 +396,7 @@ struct Application {
         try transaction.update(after)
         transaction.count(row, after)
         for name in before.xattrs.keys where record.xattrs[name] == nil {
-            try transaction.connection.run(
-                "DELETE FROM xattr WHERE ino = ? AND name = ?", row.ino, name)
+            try transaction.deleteXattr(row.ino, name)
         }
         for (name, value) in record.xattrs where before.xattrs[name] != value {
             try transaction.writeXattr(row.ino, name, value)

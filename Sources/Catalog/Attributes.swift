@@ -236,6 +236,12 @@ extension Transaction {
         try connection.run(
             "INSERT OR REPLACE INTO xattr VALUES(?, ?, ?, ?, ?)", ino, name, value.value,
             value.stamp.time, try number(of: value.stamp.node))
+        if name == Policy.name { changes = .all }
+    }
+
+    func deleteXattr(_ ino: InodeNumber, _ name: [UInt8]) throws(Errno) {
+        try connection.run("DELETE FROM xattr WHERE ino = ? AND name = ?", ino, name)
+        if name == Policy.name { changes = .all }
     }
 
     /// Throws ENOENT, ENODATA.
@@ -244,7 +250,7 @@ extension Transaction {
     ) throws(Errno) -> InodeRow {
         guard var inode = try inode(ino) else { throw .noSuchFileOrDirectory }
         _ = try xattr(ino, name)
-        try connection.run("DELETE FROM xattr WHERE ino = ? AND name = ?", ino, name)
+        try deleteXattr(ino, name)
         inode.changed = now
         try changed(ino, now)
         try changedRecord(inode)

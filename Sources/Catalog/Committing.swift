@@ -106,8 +106,8 @@ extension Transaction {
         try setMeta(.settings, settings.encoded())
     }
 
-    /// Names a node for the volume; the next commit says so.
-    public func describe(_ node: NodeID, as description: NodeDescription) throws(Errno) {
+    /// Names a node for the volume, or (nil) lists it no longer; the next commit says so.
+    public func describe(_ node: NodeID, as description: NodeDescription?) throws(Errno) {
         try setNode(node, description)
         try markDirty(.root)
     }

@@ -55,6 +55,13 @@ extension Reader {
         ) { row throws(Errno) in try decodeContent(row) }
     }
 
+    /// Whether parts of any content are here.
+    public func hasPartial() throws(Errno) -> Bool {
+        try connection.first("SELECT 1 FROM content WHERE state = 1 AND state > 0 LIMIT 1") { _ in
+            true
+        } ?? false
+    }
+
     /// How many extents of files (open and unlinked ones too) are this content.
     public func references(to root: ContentRoot) throws(Errno) -> Int {
         try connection.first(

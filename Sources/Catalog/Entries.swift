@@ -108,6 +108,7 @@ extension Transaction {
         try connection.run(
             "INSERT INTO dentry VALUES(?, ?, ?, ?, ?, ?, ?)", directory, name, target, link,
             stamp.time, try number(of: stamp.node), cookie)
+        try copiesMayChange(of: target)
     }
 
     func replaceEntry(
@@ -126,6 +127,7 @@ extension Transaction {
             """
             UPDATE dentry SET ino = ?, link = ?, stamp = ?, node = ? WHERE parent = ? AND name = ?
             """, target, link, stamp.time, try number(of: stamp.node), directory, name)
+        try copiesMayChange(of: target)
     }
 
     func removeEntry(_ directory: InodeRow, _ name: FileName) throws(Errno) {

@@ -17,28 +17,32 @@ public struct Holder: Hashable, Sendable {
     public var since: UInt64
 }
 
-/// When a content has copies enough.
+/// When a content has the copies that it is to have.
 public struct CopyRule: Sendable {
     public struct Place: Hashable, Sendable {
         public var machine: String
         public var isOnline: Bool
+        /// False: what is there counts as no copy.
+        public var counts: Bool
 
-        public init(machine: String, isOnline: Bool) {
+        public init(machine: String, isOnline: Bool, counts: Bool = true) {
             self.machine = machine
             self.isOnline = isOnline
+            self.counts = counts
         }
     }
 
-    /// The nodes whose copies count.
+    /// The nodes that are there.
     public var places: [NodeID: Place]
+    /// Where no directory says anything.
     public var copies: Int
-    /// On how many machines copies have to be.
-    public var machinesMin: Int
+    /// The node that asks.
+    public var own: NodeID
 
-    public init(places: [NodeID: Place], copies: Int, machinesMin: Int) {
+    public init(places: [NodeID: Place], copies: Int, own: NodeID) {
         self.places = places
         self.copies = copies
-        self.machinesMin = machinesMin
+        self.own = own
     }
 }
 
@@ -67,6 +71,8 @@ public struct Holding: Hashable, Sendable {
     public var state: ContentState
     /// Whether a file has it.
     public var isReferenced: Bool
+    /// How many copies it is to have.
+    public var copies: Int
     public var holders: [Holder]
 }
 
@@ -121,77 +127,110 @@ extension Reader {
         }
     }
 
-    public func holding(_ number: Int64) throws(Errno) -> Holding? {
+    /// - Parameter copies: how many it is to have where no directory says anything.
+    public func holding(_ number: Int64, copies: Int) throws(Errno) -> Holding? {
         let holding = try connection.first(
             """
             SELECT c.number, c.root, c.length, c.state,
                 EXISTS(SELECT 1 FROM extent e WHERE e.content = c.number)
             FROM content c WHERE c.number = ?
             """, number
-        ) { row throws(Errno) in try decodeHolding(row) }
+        ) { row throws(Errno) in try decodeHolding(row, copies) }
         guard var holding else { return nil }
+        holding.copies = try self.copies(of: number, otherwise: copies)
         holding.holders = try holders(of: holding.extent.root)
         return holding
     }
 
-    private func decodeHolding(_ row: Statement) throws(Errno) -> Holding {
+    public func holding(of root: ContentRoot, copies: Int) throws(Errno) -> Holding? {
+        let number = try connection.first("SELECT number FROM content WHERE root = ?", root) {
+            row in row.int64(0)
+        }
+        return try number.flatMap { number throws(Errno) in try holding(number, copies: copies) }
+    }
+
+    private func decodeHolding(_ row: Statement, _ copies: Int) throws(Errno) -> Holding {
         guard let root = ContentRoot(bytes: row.bytes(1)),
             let state = ContentState(rawValue: row.int64(3))
         else { throw .ioError }
         return Holding(
             number: row.int64(0), extent: Extent(root: root, length: row.uint64(2)),
-            state: state, isReferenced: row.int64(4) != 0, holders: [])
+            state: state, isReferenced: row.int64(4) != 0, copies: copies, holders: [])
     }
 
     /// All contents, in the order in which this node came to know of them; without their holders.
-    public func holdings(after number: Int64, limit: Int) throws(Errno) -> [Holding] {
-        try connection.all(
+    ///
+    /// - Parameter copies: how many they are to have where no directory says anything.
+    public func holdings(
+        after number: Int64, limit: Int, copies: Int
+    ) throws(Errno) -> [Holding] {
+        var holdings = try connection.all(
             """
             SELECT c.number, c.root, c.length, c.state,
                 EXISTS(SELECT 1 FROM extent e WHERE e.content = c.number)
             FROM content c WHERE c.number > ? ORDER BY c.number LIMIT ?
             """, number, limit
-        ) { row throws(Errno) in try decodeHolding(row) }
+        ) { row throws(Errno) in try decodeHolding(row, copies) }
+        guard try hasPolicies() else { return holdings }
+        for index in holdings.indices {
+            holdings[index].copies = try self.copies(
+                of: holdings[index].number, otherwise: copies)
+        }
+        return holdings
     }
 
-    /// The row numbers of contents of files that have fewer copies than the rule wants, or none
-    /// online, behind `number`.
+    /// The row numbers of contents of files behind `number` that have fewer copies than they are to
+    /// have, or none online, or more than that with one of them here.
     ///
     /// Looks at no more than `limit` contents; `next` is where to go on, nil at the end.
-    public func lacking(
-        _ rule: CopyRule, after number: Int64, limit: Int
+    public func deviating(
+        from rule: CopyRule, after number: Int64, limit: Int
     ) throws(Errno) -> (found: [Int64], next: Int64?) {
         let last = try connection.first(
             "SELECT max(number), count(*) FROM (SELECT number FROM content WHERE number > ? LIMIT ?)",
             number, limit
         ) { row in (number: row.int64(0), count: Int(row.int64(1))) }
         guard let last, last.count > 0 else { return ([], nil) }
-        let machines = Array(Set(rule.places.values.map(\.machine)))
-        var values: [Value] = []
+        let machines = Array(Set(rule.places.values.filter(\.counts).map(\.machine)))
+        var values: [Value] = [
+            number.value, last.number.value, rule.copies.value, machines.count.value,
+            rule.own.value,
+        ]
         for (node, place) in rule.places {
             values += [
-                node.value, machines.firstIndex(of: place.machine).value,
+                node.value, (place.counts ? machines.firstIndex(of: place.machine) : nil).value,
                 place.isOnline ? 1.value : .null,
             ]
         }
-        let live = Array(repeating: ", (?, ?, ?)", count: rule.places.count).joined()
+        // Behind the numbered ones.
+        let live = (0..<rule.places.count).map {
+            ", (?\(3 * $0 + 6), ?\(3 * $0 + 7), ?\(3 * $0 + 8))"
+        }
+        .joined()
+        let targets =
+            try hasPolicies()
+            ? Policy.targets(of: "e.content > ?1 AND e.content <= ?2", otherwise: "?3")
+            : "target(content, copies) AS (SELECT NULL, NULL WHERE 0)"
         let found = try connection.all(
             text: """
-                WITH live(id, machine, online) AS (VALUES (NULL, NULL, NULL)\(live))
+                WITH RECURSIVE live(id, machine, online) AS (VALUES (NULL, NULL, NULL)\(live)),
+                \(targets)
                 SELECT c.number FROM content c
+                LEFT JOIN target t ON t.content = c.number
                 LEFT JOIN holder h ON h.content = c.number AND h.state IN (1, 2)
                 LEFT JOIN node n ON n.number = h.node LEFT JOIN live l ON l.id = n.id
-                WHERE c.number > ? AND c.number <= ?
+                WHERE c.number > ?1 AND c.number <= ?2
                 AND EXISTS(SELECT 1 FROM extent e WHERE e.content = c.number)
                 GROUP BY c.number
-                HAVING count(CASE h.state WHEN 1 THEN l.id END) < ?
-                OR count(DISTINCT CASE h.state WHEN 1 THEN l.machine END) < ?
+                HAVING count(CASE h.state WHEN 1 THEN l.machine END) < coalesce(t.copies, ?3)
+                OR count(DISTINCT CASE h.state WHEN 1 THEN l.machine END)
+                    < min(coalesce(t.copies, ?3), ?4)
                 OR count(l.online) = 0
+                OR max(h.state = 1 AND l.id = ?5) = 1
+                    AND count(CASE WHEN h.state = 1 AND l.id <> ?5 THEN l.machine END)
+                        >= coalesce(t.copies, ?3)
                 ORDER BY c.number
-                """,
-            values + [
-                number.value, last.number.value, rule.copies.value, rule.machinesMin.value,
-            ]
+                """, values
         ) { row in row.int64(0) }
         return (found, last.count < limit ? nil : last.number)
     }
@@ -223,6 +262,33 @@ extension Reader {
             JOIN dirty_place m ON m.directory = p.id AND m.name = d.name WHERE d.ino = ?2 LIMIT 1
             """, inode.id, inode.ino
         ) { _ in true } == nil
+    }
+
+    /// Contents of files that are stored on this disk for the volume.
+    public func storedForFiles() throws(Errno) -> LocalContent.Total {
+        try connection.first(
+            """
+            SELECT count(*), coalesce(sum(length), 0) FROM content c WHERE state IN (3, 4)
+            AND state > 0 AND EXISTS(SELECT 1 FROM extent e WHERE e.content = c.number)
+            """
+        ) { row in LocalContent.Total(count: row.uint64(0), bytes: row.uint64(1)) }
+            ?? LocalContent.Total()
+    }
+
+    /// Contents of files that no other node of the volume has, as far as is known.
+    public func heldOnly(by node: NodeID) throws(Errno) -> LocalContent.Total {
+        try connection.first(
+            """
+            SELECT count(*), coalesce(sum(c.length), 0) FROM holder h
+            JOIN content c ON c.number = h.content
+            WHERE h.node = (SELECT number FROM node WHERE id = ?) AND h.state IN (1, 2)
+            AND EXISTS(SELECT 1 FROM extent e WHERE e.content = c.number)
+            AND NOT EXISTS(SELECT 1 FROM holder o JOIN node n ON n.number = o.node
+                WHERE o.content = h.content AND o.node <> h.node AND o.state IN (1, 2)
+                AND length(n.name) > 0)
+            """, node
+        ) { row in LocalContent.Total(count: row.uint64(0), bytes: row.uint64(1)) }
+            ?? LocalContent.Total()
     }
 
     // MARK: - Logs

@@ -237,8 +237,7 @@ public struct Restoring {
             if let value = record.xattrs[name]?.value {
                 try transaction.writeXattr(row.ino, name, Stamped(value, stamp))
             } else {
-                try transaction.connection.run(
-                    "DELETE FROM xattr WHERE ino = ? AND name = ?", row.ino, name)
+                try transaction.deleteXattr(row.ino, name)
             }
         }
         after.changed = now

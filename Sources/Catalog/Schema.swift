@@ -44,7 +44,7 @@ enum Schema {
     }
 
     private static let migrations = [
-        namespace + contents + history, unreferenced, lostNames, batchNumbers,
+        namespace + contents + history, unreferenced, lostNames, batchNumbers, policies,
     ]
 
     private static let namespace = """
@@ -181,5 +181,10 @@ enum Schema {
     /// What does not know of the redo file must not commit behind it.
     private static let batchNumbers = """
         INSERT INTO meta VALUES(CAST('catalog.batch' AS BLOB), randomblob(8));
+        """
+
+    /// Few directories say how many copies they want, and everybody asks whether any does.
+    private static let policies = """
+        CREATE INDEX xattr_copies ON xattr(ino) WHERE name = \(Policy.nameText);
         """
 }

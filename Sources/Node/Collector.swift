@@ -124,7 +124,7 @@ final class Collector: Sendable {
         }
     }
 
-    private func lacksRoom() throws -> Bool {
+    func lacksRoom() throws -> Bool {
         if surroundings.isFull() { return true }
         return try store.freeBytes() < headroom
     }

@@ -87,6 +87,12 @@ final class ContentExchange: RemoteContent, Sendable {
     /// - Returns: false when that is under way already.
     func clone(_ extent: Extent) -> Bool { fetch(extent).keepWhole() }
 
+    /// Nobody needs this clone any more; what has arrived stays for a reader.
+    func endClone(_ extent: Extent) {
+        guard let fetch = fetches.withLock({ $0[extent] }) else { return }
+        fetch.endKeeping()
+    }
+
     /// The clones under way.
     struct Clones {
         var count = 0
@@ -214,19 +220,20 @@ final class ContentExchange: RemoteContent, Sendable {
 
     func whoHas(
         _ extents: [Extent], _ node: NodeID
-    ) async throws -> [PeerMessage.WhoHasReply.State] {
+    ) async throws -> [PeerMessage.WhoHasReply.State] { try await ask(extents, of: node).states }
+
+    func ask(_ extents: [Extent], of node: NodeID) async throws -> PeerMessage.WhoHasReply {
         let body = try JSONEncoder().encode(
             PeerMessage.WhoHas(extents: extents.map(PeerMessage.ExtentName.init)))
-        let reply = try await mesh.request(
+        let response = try await mesh.request(
             node, path: "/v1/who-has", body: Array(body), timeout: Self.whoHasTimeout
         ).successful()
-        let states = try JSONDecoder().decode(
-            PeerMessage.WhoHasReply.self, from: Data(reply.body)
-        ).states
-        guard states.count == extents.count else {
+        let reply = try JSONDecoder().decode(
+            PeerMessage.WhoHasReply.self, from: Data(response.body))
+        guard reply.states.count == extents.count else {
             throw NodeError("A peer's answer is too short.")
         }
-        return states
+        return reply
     }
 
     /// What a holder gives: the bytes themselves, or a place in its swarm and the piece layer.

@@ -151,6 +151,19 @@ final class Fetch: Sendable {
         return isNew
     }
 
+    /// It is not to be stored here any more; who reads it goes on.
+    func endKeeping() {
+        let (wasKept, isIdle) = state.withLock { state in
+            // A writer waits for all of it.
+            guard state.keepsWhole, state.completions.isEmpty else { return (false, false) }
+            state.keepsWhole = false
+            return (true, state.interests == 0)
+        }
+        guard wasKept else { return }
+        if isIdle { Task { await self.stopIfIdle() } }
+        exchange.gaveUp(extent)
+    }
+
     /// - Parameter previous: a fetch of the same extent that is ending: both would write one file.
     func start(after previous: Fetch?) {
         let task = Task {

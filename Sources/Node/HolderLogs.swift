@@ -22,7 +22,8 @@ final class HolderLogs: Sendable {
     private let catalog: Catalog
     private let identity: NodeIdentity
     private let logger: Logger
-    private let capacity: UInt64
+    /// Bytes, as the log is to say.
+    private let capacity: Mutex<UInt64>
     private let pulling = Mutex<Set<NodeID>>([])
     /// One append at a time: each entry's hash covers the one before.
     private let position: Mutex<HolderLogPosition>
@@ -33,7 +34,7 @@ final class HolderLogs: Sendable {
         self.catalog = catalog
         self.identity = identity
         self.logger = logger
-        self.capacity = capacity
+        self.capacity = Mutex(capacity)
         let node = identity.node
         let last = try catalog.read { try $0.logHead(of: node) }
         let known = last.flatMap {
@@ -58,6 +59,7 @@ final class HolderLogs: Sendable {
         let (misstated, stated) = try catalog.read {
             (try $0.misstated(by: node), try $0.capacity(of: node))
         }
+        let capacity = capacity.withLock(\.self)
         if stated != capacity { try append([.capacity(capacity)]) }
         try note(misstated)
     }
@@ -66,12 +68,21 @@ final class HolderLogs: Sendable {
         try catalog.read { reader in
             let stored = try reader.contents(in: .stored, limit: .max)
             let cached = try reader.contents(in: .cached, limit: .max)
-            return [.capacity(capacity)] + stored.map { .stored($0.extent) }
+            return [.capacity(capacity.withLock(\.self))] + stored.map { .stored($0.extent) }
                 + cached.map { .cached($0.extent) }
         }
     }
 
     // MARK: This node's log
+
+    /// Bytes that this node may store from now on.
+    func setCapacity(_ bytes: UInt64, told: @escaping @Sendable () -> Void) throws {
+        let isNew = capacity.withLock { capacity in
+            defer { capacity = bytes }
+            return capacity != bytes
+        }
+        if isNew { try append([.capacity(bytes)], told: told) }
+    }
 
     /// - Parameter told: called when peers may hear of them: only what survives a crash is told, or
     ///   the log would go on with other entries under the same numbers.

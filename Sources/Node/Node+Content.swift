@@ -11,7 +11,7 @@ import Volume
 
 // What the parts tell each other about content and peers.
 extension Node {
-    /// Free space that clones leave to this disk's own writers.
+    /// Free space that clones leave to this disk's own writers, or a sixteenth of a small disk.
     static let cloneReserveBytes: UInt64 = 256 << 20
     static let helloFreeStep: UInt64 = 64 << 20
     static let housekeepingInterval = Duration.seconds(2)
@@ -30,7 +30,7 @@ extension Node {
         return Hello(
             name: file.name, machine: file.machine, version: Self.version,
             bulkPort: Int(swarm.port), head: heads.first, announced: heads,
-            freeBytes: free, capacityBytes: capacityBytes,
+            freeBytes: free, capacityBytes: countedBytes,
             historyBytes: running.withLock { $0.historyBytes } / Self.helloFreeStep
                 * Self.helloFreeStep, holderLogs: holderLogs.vector)
     }
@@ -84,11 +84,10 @@ extension Node {
     func acceptClones(_ extents: [Extent]) throws -> [PeerMessage.CloneReply.Answer] {
         try exchange.admission.withLock { _ in
             var new: [Extent] = []
-            var room = CloneRoom(
-                free: try store.freeBytes(), used: catalog.local.bytes, capacity: capacityBytes,
-                clones: exchange.clones)
-            let isReady = running.withLock { $0.state } == "ready"
+            var room = try cloneRoom()
+            let (isReady, isDraining) = running.withLock { ($0.state == "ready", $0.isDraining) }
             let answers = try extents.map { extent -> PeerMessage.CloneReply.Answer in
+                if isDraining { return .draining }
                 if try promote(extent) { return .stored }
                 guard isReady else { return .busy }
                 if exchange.isCloning(extent) || new.contains(extent) { return .accepted }
@@ -96,11 +95,38 @@ extension Node {
                 if answer == .accepted { new.append(extent) }
                 return answer
             }
+            if room.lackingBytes > 0 { makeRoom(for: room.lackingBytes) }
             // Before they start: a clone that fails at once is to be taken back.
             note(new, cloning: true)
             for extent in new { _ = exchange.clone(extent) }
             return answers
         }
+    }
+
+    /// What this node can take on now.
+    func cloneRoom() throws -> CloneRoom {
+        let local = catalog.local
+        return CloneRoom(
+            free: try store.freeBytes(), reserve: cloneReserveBytes, stored: local.stored.bytes,
+            cached: local.cached.bytes, capacity: countedBytes, clones: exchange.clones)
+    }
+
+    /// Cached copies are to go until so much can be taken on.
+    private func makeRoom(for bytes: UInt64) {
+        roomWanted.store(bytes, ordering: .relaxed)
+        replicator.poke()
+    }
+
+    /// Whether cached copies are to make room.
+    func lacksRoom() -> Bool {
+        let local = catalog.local
+        guard local.cached.bytes > 0 || (try? catalog.read { try $0.hasPartial() }) == true else {
+            return false
+        }
+        // Once: who still wants it asks again.
+        let wanted = roomWanted.exchange(0, ordering: .relaxed)
+        return wanted > 0 || local.bytes > capacityBytes && capacityBytes > 0
+            || (try? collector.lacksRoom()) == true
     }
 
     /// What is here is a copy that counts from now on.
@@ -135,6 +161,7 @@ extension Node {
             do {
                 // A hello is heard once: what could not be fetched then is tried again.
                 for peer in mesh.peers where peer.isOnline { heard(.changed(peer)) }
+                try await Blocking.run { [self] in try describeAgain() }
                 if round % Self.roundsPerNote == 0 {
                     let peers = mesh.peers.filter(\.isOnline)
                     try await Blocking.run { [self] in try keepSeen(peers) }
@@ -166,10 +193,12 @@ extension Node {
     func statistics() -> VolumeStatistics {
         let peers = mesh.peers.filter(\.isOnline)
         let copies = UInt64(max(1, min(settings.copies, peers.count + 1)))
-        // What only history holds goes as soon as somebody needs its room.
-        let localFree = ((try? store.freeBytes()) ?? 0) + running.withLock { $0.historyBytes }
-        let capacity = peers.reduce(capacityBytes) { $0 + $1.hello.capacityBytes }
-        let free = peers.reduce(min(localFree, capacityBytes)) {
+        // What only history holds, and what is only cached, goes as soon as somebody needs its room.
+        let localFree =
+            ((try? store.freeBytes()) ?? 0) + running.withLock { $0.historyBytes }
+            + catalog.local.cached.bytes
+        let capacity = peers.reduce(countedBytes) { $0 + $1.hello.capacityBytes }
+        let free = peers.reduce(min(localFree, countedBytes)) {
             $0 + min($1.hello.freeBytes + $1.hello.historyBytes, $1.hello.capacityBytes)
         }
         let counts = (try? catalog.perform { $0.counts }) ?? Counts()
@@ -194,13 +223,15 @@ extension Node {
             }
         }
         let names = try catalog.read { try $0.nodeDescriptions() }
-        return states.sorted { $0.key < $1.key }.map { node, states in
+        return states.sorted { $0.key < $1.key }.compactMap { node, states in
+            let isOnline = node == identity.node || mesh.peer(node)?.isOnline == true
+            // Of a disk that will not come back nothing is expected.
+            guard names[node] != nil || isOnline else { return nil }
             let whole = states.filter { $0 != .cloning }
             return Whereabouts.Holder(
                 node: "\(node)", name: names[node]?.name ?? "?",
                 machine: names[node]?.machine ?? "?",
-                online: node == identity.node || mesh.peer(node)?.isOnline == true,
-                complete: whole.count == extents.count,
+                online: isOnline, complete: whole.count == extents.count,
                 stored: states.allSatisfy { $0 == .stored })
         }
     }
@@ -208,35 +239,54 @@ extension Node {
 
 /// What a node can still take on, with the clones that are under way paid for.
 struct CloneRoom {
+    /// Bytes: free now, and with what is only cached out of the way.
     private let free: UInt64
+    private let possible: UInt64
+    private let reserve: UInt64
     private var used: UInt64
     private let capacity: UInt64
     private var missing: UInt64
     private var count: Int
-    private var bytes: UInt64
+    private var clonedBytes: UInt64
+    /// What has to be freed for a clone that would find room then.
+    private(set) var lackingBytes: UInt64 = 0
 
-    init(free: UInt64, used: UInt64, capacity: UInt64, clones: ContentExchange.Clones) {
+    init(
+        free: UInt64, reserve: UInt64, stored: UInt64, cached: UInt64, capacity: UInt64,
+        clones: ContentExchange.Clones
+    ) {
         self.free = free
-        self.used = used + clones.bytes
+        self.reserve = reserve
+        possible = free + cached
+        used = stored + clones.bytes
         self.capacity = capacity
         missing = clones.missingBytes
         count = clones.count
-        bytes = clones.bytes
+        clonedBytes = clones.bytes
+    }
+
+    /// Bytes of the largest clone that there can be room for.
+    var bytes: UInt64 {
+        func less(_ a: UInt64, _ b: UInt64) -> UInt64 { a - min(a, b) }
+        return min(less(possible, missing + reserve), less(capacity, used))
     }
 
     mutating func answer(_ extent: Extent) -> PeerMessage.CloneReply.Answer {
         let length = extent.length
-        guard free > missing + length + Node.cloneReserveBytes, used + length <= capacity else {
-            return .full
+        guard length <= bytes else { return .full }
+        guard free >= missing + length + reserve else {
+            lackingBytes = max(lackingBytes, missing + length + reserve)
+            return .busy
         }
         guard
             count < Replicator.clonesAnySizeMax
-                || count < Replicator.clonesMax && bytes + length <= Replicator.cloneBytesMax
+                || count < Replicator.clonesMax
+                    && clonedBytes + length <= Replicator.cloneBytesMax
         else { return .busy }
         used += length
         missing += length
         count += 1
-        bytes += length
+        clonedBytes += length
         return .accepted
     }
 }

@@ -191,6 +191,18 @@ extension Node {
                 let message = try JSONDecoder().decode(
                     ControlMessage.Restore.self, from: Data(request.body))
                 return try encoded(await restore(message))
+            case ("POST", "/v1/drain"):
+                let message = try JSONDecoder().decode(
+                    ControlMessage.Drain.self, from: Data(request.body))
+                return try encoded(await drain(message))
+            case ("POST", "/v1/forget"):
+                let message = try JSONDecoder().decode(
+                    ControlMessage.Forget.self, from: Data(request.body))
+                return try encoded(await forget(message))
+            case ("POST", "/v1/policy"):
+                let message = try JSONDecoder().decode(
+                    ControlMessage.Policy.self, from: Data(request.body))
+                return try encoded(await Blocking.run { [self] in try policy(message) })
             default: return .refusal(404, "This node does not know that command.")
             }
         } catch let error as NodeError {

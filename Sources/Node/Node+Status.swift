@@ -18,8 +18,8 @@ extension Node {
     }
 
     func status() -> Status {
-        let (state, mount, historyBytes) = running.withLock {
-            ($0.state, $0.mount, $0.historyBytes)
+        let (state, isDraining, mount, historyBytes) = running.withLock {
+            ($0.state, $0.isDraining, $0.mount, $0.historyBytes)
         }
         let free = (try? store.freeBytes()) ?? 0
         let lacking = replicator.lacking
@@ -33,7 +33,8 @@ extension Node {
         let left = lacking.underReplicated.bytes
         return Status(
             volume: file.volume, node: file.node, name: file.name, machine: file.machine,
-            state: state, version: Self.version, mount: mount?.path.string,
+            state: state == "ready" && isDraining ? "draining" : state, version: Self.version,
+            mount: mount?.path.string,
             passthrough: mount?.session.features.map { $0.passthrough != .none } ?? false,
             transport: settings.transport.rawValue, head: timeline.applied?.description ?? "",
             unpublished: publisher.unpublished + uncommitted, capacityBytes: capacityBytes,
@@ -130,7 +131,9 @@ extension Node {
                 "\(lacking.unavailable.files) contents are on no disk that is online. Start the disks that `delugefs whereis` names."
             )
         }
-        let able = mesh.peers.filter { $0.isOnline && $0.hello.capacityBytes > 0 }.count + 1
+        let able =
+            mesh.peers.filter { $0.isOnline && $0.hello.capacityBytes > 0 }.count
+            + (countedBytes > 0 ? 1 : 0)
         if able < settings.copies, lacking.underReplicated.files > 0 {
             add(
                 "too-few-nodes",

@@ -13,6 +13,8 @@ extension Node {
         /// Bytes in its staging file; nil when it has been published.
         let stagedBytes: UInt64?
         let isCommitted: Bool
+        /// How many it is to have.
+        let copies: Int
     }
 
     func whereAre(_ paths: [[UInt8]]) async throws -> [Whereabouts] {
@@ -47,9 +49,13 @@ extension Node {
             {
                 stagedBytes = try store.stagingFacts(name).size
             }
+            let targets = try content.extents.map {
+                try reader.copies(of: $0.root, otherwise: settings.copies)
+            }
             return Found(
                 inode: inode, content: content, stagedBytes: stagedBytes,
-                isCommitted: try reader.isCommitted(inode))
+                isCommitted: try reader.isCommitted(inode),
+                copies: targets.max() ?? settings.copies)
         }
     }
 
@@ -71,7 +77,7 @@ extension Node {
         return Whereabouts(
             path: String(decoding: path, as: UTF8.self), ino: found.inode.ino.rawValue,
             length: found.stagedBytes ?? found.content.length,
-            roots: found.content.extents.map { "\($0.root)" }, target: settings.copies,
+            roots: found.content.extents.map { "\($0.root)" }, target: found.copies,
             copies: holders.filter { $0.stored && $0.complete && $0.online }.count,
             holders: holders)
     }

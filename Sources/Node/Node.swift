@@ -54,7 +54,11 @@ public final class Node: Sendable {
     let logger: Logger
     let key: VolumeKey
     let authority: VolumeAuthority
+    /// Bytes that this node may store.
     let capacityBytes: UInt64
+    let cloneReserveBytes: UInt64
+    /// Free space that somebody waits for.
+    let roomWanted = Atomic<UInt64>(0)
     let space: SpaceGuard
     let collector: Collector
 
@@ -72,6 +76,8 @@ public final class Node: Sendable {
         var problemsSince: [String: Int64] = [:]
         /// Local content that no file has any more.
         var historyBytes: UInt64 = 0
+        /// What is stored here is to get copies elsewhere, so that the disk can be taken away.
+        var isDraining = false
     }
 
     let running = Mutex(Running())
@@ -190,6 +196,7 @@ public final class Node: Sendable {
         try membership.keep(root.path, file: file)
         let facts = try store.diskFacts()
         capacityBytes = configuration.capacityBytes ?? facts.capacityBytes / 20 * 19
+        cloneReserveBytes = min(Node.cloneReserveBytes, facts.capacityBytes / 16)
         space = SpaceGuard(store: store, diskBytes: facts.capacityBytes)
         try? known.keep(
             KnownRoots.Record(
@@ -198,14 +205,19 @@ public final class Node: Sendable {
 
         let state = try DurableState(root.path, identity.node, file.name, store, link, logger)
         catalog = state.catalog
-        running.withLock { $0.notices = state.notices }
+        let isDraining = try catalog.read { try $0.meta(Node.drainingKey) } != nil
+        running.withLock {
+            $0.notices = state.notices
+            $0.isDraining = isDraining
+        }
         settings = try await Origin.adopt(origin, configuration, state.salvage, mesh, file)
         timeline = try Timeline(
             catalog: catalog, history: state.history, node: identity.node, logger: logger)
         let swarm = try Node.startSwarm(configuration, settings, membership, mesh.port)
         self.swarm = swarm
         let logs = try HolderLogs(
-            catalog: catalog, identity: identity, capacity: capacityBytes, logger: logger)
+            catalog: catalog, identity: identity, capacity: isDraining ? 0 : capacityBytes,
+            logger: logger)
         holderLogs = logs
         exchange = ContentExchange(
             catalog: catalog, store: store, swarm: swarm, mesh: mesh, logger: logger,
@@ -222,9 +234,13 @@ public final class Node: Sendable {
         let grace = configuration.graceSeconds
         replicator = Replicator(
             catalog: catalog, mesh: mesh, node: identity.node, logger: logger,
+            dropper: Dropper(
+                catalog: catalog, store: store, exchange: exchange, holderLogs: logs, mesh: mesh,
+                logger: logger),
             options: {
                 Replicator.Options(
-                    copies: copies, machine: machine, capacity: capacity, graceSeconds: grace)
+                    copies: copies, machine: machine, capacity: link.node?.countedBytes ?? capacity,
+                    graceSeconds: grace, lacksRoom: link.node?.lacksRoom() ?? false)
             },
             promote: { extent in try link.node?.promote(extent) })
         publisher = Publisher(catalog: catalog, store: store, logger: logger) { extents in

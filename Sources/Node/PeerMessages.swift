@@ -68,6 +68,14 @@ enum PeerMessage {
     struct WhoHasReply: Codable {
         enum State: String, Codable { case none, cached, stored }
         var states: [State]
+        /// Bytes that the node can still take on, what is under way paid for.
+        var roomBytes: UInt64
+        /// Places in `states` of what is on its way there to be stored.
+        var coming: [Int]
+
+        func hasRoom(for extent: Extent, at index: Int) -> Bool {
+            roomBytes >= extent.length || coming.contains(index)
+        }
     }
 
     /// `POST /v1/clone`: asks the node to store copies.

@@ -103,10 +103,17 @@ struct PeerService {
             return .refusal(400, "Too many at once.")
         }
         let extents = message.extents.map(\.extent)
-        let states = try await Blocking.run { [exchange = node.exchange] in
-            try extents.map { try $0.map { try exchange.confirmedState(of: $0) } ?? .none }
+        let (states, room) = try await Blocking.run { [node] in
+            let states = try extents.map {
+                try $0.map { try node.exchange.confirmedState(of: $0) } ?? .none
+            }
+            return (states, try node.cloneRoom().bytes)
         }
-        return try reply(PeerMessage.WhoHasReply(states: states))
+        let coming = extents.indices.filter { index in
+            extents[index].map { node.exchange.isCloning($0) } ?? false
+        }
+        return try reply(
+            PeerMessage.WhoHasReply(states: states, roomBytes: room, coming: coming))
     }
 
     private func expire(_ message: PeerMessage.Expire) async throws -> PeerResponse {

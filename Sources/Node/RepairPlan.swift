@@ -1,7 +1,8 @@
 import Catalog
 import Volume
 
-/// Which copies are missing, and who is to be asked for them: what the replicator knows. No I/O.
+/// Which copies are missing and who is to be asked for them, and which copies here are too many: what
+/// the replicator knows. No I/O.
 struct RepairPlan {
     typealias Instant = ContinuousClock.Instant
 
@@ -9,6 +10,8 @@ struct RepairPlan {
     struct Lack {
         let number: Int64
         let extent: Extent
+        /// How many it is to have.
+        let copies: Int
         /// Live ones.
         var holders: [NodeID: HolderState]
         /// Since when, as far as this node has noticed.
@@ -20,6 +23,17 @@ struct RepairPlan {
         func holders(_ state: HolderState) -> [NodeID] {
             holders.filter { $0.value == state }.map(\.key)
         }
+    }
+
+    /// A copy here that others make unnecessary.
+    struct Surplus {
+        let extent: Extent
+        let copies: Int
+        /// Live ones that store it, this node among them.
+        let holders: Set<NodeID>
+        /// Since when, as far as this node has noticed.
+        let since: Instant
+        var retryAfter: Instant
     }
 
     private enum Readiness {
@@ -40,6 +54,10 @@ struct RepairPlan {
     private(set) var amounts = Replicator.Amounts()
     /// Those of which this node has a cached copy and nobody one that counts.
     private var promotable: Set<Int64> = []
+    /// By row number; no more than this node stores.
+    private var surplus: [Int64: Surplus] = [:]
+    /// Clones that this node has begun and that nobody needs any more.
+    private var needless: [Extent] = []
     /// Clones that were accepted and are not confirmed: at most `Replicator.clonesMax` of a node.
     private var asked: [NodeID: [Int64: Instant]] = [:]
     private var busyUntil: [NodeID: Instant] = [:]
@@ -63,16 +81,17 @@ struct RepairPlan {
         recount()
     }
 
-    /// On how many machines copies have to be.
-    private var machinesMin: Int {
-        min(copies, Set(nodes.values.filter { $0.capacity > 0 }.map(\.machine)).count)
-    }
+    /// Machines on which copies can be.
+    private var machines: Int { Set(nodes.values.filter { $0.capacity > 0 }.map(\.machine)).count }
+
+    private func machinesMin(_ copies: Int) -> Int { min(copies, machines) }
 
     var rule: CopyRule {
         CopyRule(
             places: nodes.mapValues {
-                CopyRule.Place(machine: $0.machine, isOnline: online.contains($0.id))
-            }, copies: copies, machinesMin: machinesMin)
+                CopyRule.Place(
+                    machine: $0.machine, isOnline: online.contains($0.id), counts: $0.capacity > 0)
+            }, copies: copies, own: node)
     }
 
     func isSurveyDue(_ now: Instant) -> Bool {
@@ -81,11 +100,12 @@ struct RepairPlan {
         return now - surveyed >= pause
     }
 
-    /// All contents were looked at; these lack something.
+    /// All contents were looked at; these have not what they are to have.
     mutating func surveyed(_ found: [Int64: Holding], at now: Instant) {
         surveyed = now
         mustSurvey = false
         for number in lacking.keys where found[number] == nil { update(number, nil, at: now) }
+        for number in surplus.keys where found[number] == nil { surplus[number] = nil }
         for (number, holding) in found { update(number, holding, at: now) }
     }
 
@@ -102,15 +122,44 @@ struct RepairPlan {
                 busyUntil[node] = nil
             }
         }
-        guard let holding, holding.isReferenced, isLacking(holders) else {
-            setLack(number, nil)
-            return
+        guard let holding, holding.isReferenced else {
+            surplus[number] = nil
+            return setLack(number, nil)
+        }
+        noteSurplus(number, holding, holders, now)
+        guard isLacking(holders, holding.copies) else {
+            // By what nodes have that are there: of the absent ones each node thinks for itself.
+            let present = holders.filter { online.contains($0.key) }
+            if holders[node] == .cloning, !isLacking(present, holding.copies) {
+                needless.append(holding.extent)
+            }
+            return setLack(number, nil)
         }
         setLack(
             number,
             Lack(
-                number: number, extent: holding.extent, holders: holders,
+                number: number, extent: holding.extent, copies: holding.copies, holders: holders,
                 since: lacking[number]?.since ?? now))
+    }
+
+    private mutating func noteSurplus(
+        _ number: Int64, _ holding: Holding, _ holders: [NodeID: HolderState], _ now: Instant
+    ) {
+        let others = holders.filter { $0.key != node }
+        guard holders[node] == .stored, !isLacking(others, holding.copies) else {
+            surplus[number] = nil
+            return
+        }
+        let known = surplus[number]
+        surplus[number] = Surplus(
+            extent: holding.extent, copies: holding.copies,
+            holders: Set(holders.filter { $0.value == .stored }.keys),
+            since: known?.since ?? now, retryAfter: known?.retryAfter ?? now)
+    }
+
+    /// Those whose copies count.
+    private func counted(_ holders: [NodeID: HolderState]) -> [NodeID] {
+        holders.filter { $0.value == .stored && (nodes[$0.key]?.capacity ?? 0) > 0 }.map(\.key)
     }
 
     private mutating func setLack(_ number: Int64, _ lack: Lack?) {
@@ -130,7 +179,7 @@ struct RepairPlan {
             amount.files += sign
             amount.bytes = amount.bytes &+ UInt64(bitPattern: Int64(sign)) &* lack.extent.length
         }
-        if lack.holders(.stored).count < copies { add(to: &amounts.underReplicated) }
+        if counted(lack.holders).count < lack.copies { add(to: &amounts.underReplicated) }
         if !isAvailable(lack.holders) { add(to: &amounts.unavailable) }
     }
 
@@ -140,10 +189,10 @@ struct RepairPlan {
         for lack in lacking.values { count(lack, 1) }
     }
 
-    private func isLacking(_ holders: [NodeID: HolderState]) -> Bool {
-        let stored = holders.filter { $0.value == .stored }.keys
-        return stored.count < copies
-            || Set(stored.compactMap { nodes[$0]?.machine }).count < machinesMin
+    private func isLacking(_ holders: [NodeID: HolderState], _ copies: Int) -> Bool {
+        let counted = counted(holders)
+        return counted.count < copies
+            || Set(counted.compactMap { nodes[$0]?.machine }).count < machinesMin(copies)
             || !isAvailable(holders)
     }
 
@@ -185,6 +234,42 @@ struct RepairPlan {
         return now - lack.since >= delay
     }
 
+    /// Clones of this node that are to be ended. Each is told once.
+    mutating func takeNeedless() -> [Extent] {
+        defer { needless = [] }
+        return needless
+    }
+
+    /// What this node may try to drop now: copies that have been too many for a while.
+    ///
+    /// - Parameter settling: who comes back for a moment only is to find that nothing was dropped.
+    mutating func drops(
+        _ now: Instant, settling: Duration, nonce: () -> UInt64
+    ) -> [Dropper.Attempt] {
+        var attempts: [Dropper.Attempt] = []
+        var looks = 0
+        for (number, content) in surplus {
+            guard now >= content.since + settling, now >= content.retryAfter else { continue }
+            looks += 1
+            guard looks <= Dropper.looksMax, attempts.count < Dropper.batchMax else { break }
+            surplus[number]?.retryAfter = now + Dropper.retryPause
+            let rule = DropAttempt(
+                root: content.extent.root, node: node, nonce: nonce(), copies: content.copies,
+                holders: content.holders, among: Array(nodes.values))
+            if let rule { attempts.append(Dropper.Attempt(extent: content.extent, rule: rule)) }
+        }
+        return attempts
+    }
+
+    /// To give up a cached copy; nil when it is needed still.
+    func eviction(_ holding: Holding, nonce: UInt64) -> Dropper.Attempt? {
+        let holders = holding.holders.filter { $0.state == .stored && nodes[$0.node] != nil }
+        return DropAttempt(
+            uncounted: holding.extent.root, node: node, nonce: nonce, copies: holding.copies,
+            holders: Set(holders.map(\.node)), among: Array(nodes.values)
+        ).map { Dropper.Attempt(extent: holding.extent, rule: $0) }
+    }
+
     /// Whom to ask for which contents now.
     mutating func requests(_ now: Instant) -> [NodeID: [Lack]] {
         var requests: [NodeID: [Lack]] = [:]
@@ -213,10 +298,11 @@ struct RepairPlan {
     private mutating func candidates(_ number: Int64, _ now: Instant) -> [NodeID] {
         guard let lack = lacking[number] else { return [] }
         let stored = Set(lack.holders(.stored))
+        let counted = Set(counted(lack.holders))
         let running = Set(asked.filter { $0.value[number] != nil }.map(\.key)).subtracting(stored)
-        var used = Set(stored.union(running).compactMap { nodes[$0]?.machine })
-        var missing = copies - stored.count - running.count
-        var machinesMissing = machinesMin - used.count
+        var used = Set(counted.union(running).compactMap { nodes[$0]?.machine })
+        var missing = lack.copies - counted.count - running.count
+        var machinesMissing = machinesMin(lack.copies) - used.count
         guard missing > 0 || machinesMissing > 0 else { return [] }
         // What a log says has begun may have ended with a restart of that node: it is asked first.
         let begun = Set(lack.holders(.cloning)).subtracting(running)

@@ -12,21 +12,25 @@ struct ReplicationWait {
     private typealias State = PeerMessage.WhoHasReply.State
 
     private let node: Node
-    /// What is not confirmed yet.
-    private var open: [Extent]
+    /// What is not confirmed yet, and how many copies it is to have.
+    private var open: [(extent: Extent, copies: Int)]
+    /// Rounds in a row that found no room for some copy; after `fullRoundsMax` there is none.
+    private var fullRounds = 0
+    private static let fullRoundsMax = 6
 
     init(_ node: Node) async throws {
         self.node = node
+        let copies = node.settings.copies
         open = try await Blocking.run { [catalog = node.catalog] in
-            var open: [Extent] = []
+            var open: [(extent: Extent, copies: Int)] = []
             var after: Int64 = 0
             while true {
                 let batch = try catalog.read {
-                    try $0.holdings(after: after, limit: Self.questionMax)
+                    try $0.holdings(after: after, limit: Self.questionMax, copies: copies)
                 }
                 guard let last = batch.last else { return open }
                 after = last.number
-                open += batch.filter(\.isReferenced).map(\.extent)
+                open += batch.filter(\.isReferenced).map { ($0.extent, $0.copies) }
             }
         }
     }
@@ -34,35 +38,54 @@ struct ReplicationWait {
     /// - Returns: nil while copies are being made.
     mutating func outcome() async throws -> ControlMessage.WaitReply? {
         let peers = node.mesh.peers.filter(\.isOnline)
-        let target = node.settings.copies
+        // What the others have counts as no copy.
+        let storing = peers.filter { $0.hello.capacityBytes > 0 }
+        let stores = node.countedBytes > 0
         var unavailable = 0
-        var remaining: [Extent] = []
+        var full = 0
+        var remaining: [(extent: Extent, copies: Int)] = []
         for start in stride(from: 0, to: open.count, by: Self.questionMax) {
             let part = Array(open[start..<min(start + Self.questionMax, open.count)])
-            let own = try await states(here: part)
-            let theirs = await states(of: part, at: peers)
-            for (index, extent) in part.enumerated() {
+            let extents = part.map(\.extent)
+            let own = try await states(here: extents)
+            let theirs = await replies(about: extents, of: peers)
+            for (index, content) in part.enumerated() {
                 // No file has it any more.
                 guard let here = own[index] else { continue }
-                let answers = theirs.map { $0?[index] } + [here]
-                if answers.count(where: { $0 == .stored }) >= target { continue }
-                remaining.append(extent)
+                let counted =
+                    storing.count { theirs[$0.node]?.states[index] == .stored }
+                    + (stores && here == .stored ? 1 : 0)
+                if counted >= content.copies { continue }
+                remaining.append(content)
+                let answers = peers.map { theirs[$0.node]?.states[index] } + [here]
                 // Only if all have answered.
                 if answers.allSatisfy({ $0 == State.none }) { unavailable += 1 }
+                let able = storing.count { peer in
+                    guard let reply = theirs[peer.node] else { return true }
+                    return reply.states[index] != .stored
+                        && reply.hasRoom(for: content.extent, at: index)
+                }
+                let isOwnUse = stores && here != .stored
+                if counted + able + (isOwnUse ? 1 : 0) < content.copies { full += 1 }
             }
         }
         open = remaining
         if open.isEmpty { return ControlMessage.WaitReply(outcome: .done, text: "") }
-        let able =
-            peers.filter { $0.hello.capacityBytes > 0 }.count + (node.capacityBytes > 0 ? 1 : 0)
-        if able < target {
+        let able = storing.count + (stores ? 1 : 0)
+        if let most = open.map(\.copies).max(), able < most {
             return impossible(
-                "\(open.count) contents cannot get \(target) copies: only \(able) online disks store any. Start more nodes."
+                "\(open.count) contents cannot get \(most) copies: only \(able) online disks store any. Start more nodes."
             )
         }
         if unavailable > 0 {
             return impossible(
                 "\(unavailable) contents are on no disk that is online. Start the disks that `delugefs whereis` names."
+            )
+        }
+        fullRounds = full > 0 ? fullRounds + 1 : 0
+        if fullRounds > Self.fullRoundsMax {
+            return impossible(
+                "\(full) contents cannot get the copies they are to have: the other disks are full. Make room on them, or start another node."
             )
         }
         return nil
@@ -84,13 +107,16 @@ struct ReplicationWait {
         }
     }
 
-    /// Of each peer what it says of each content; nil of one that did not answer.
-    private func states(of extents: [Extent], at peers: [Peer]) async -> [[State]?] {
-        await withTaskGroup(of: [State]?.self) { [exchange = node.exchange] group in
+    /// What each peer says of each content; nothing of one that did not answer.
+    private func replies(
+        about extents: [Extent], of peers: [Peer]
+    ) async -> [NodeID: PeerMessage.WhoHasReply] {
+        await withTaskGroup(of: (NodeID, PeerMessage.WhoHasReply?).self) {
+            [exchange = node.exchange] group in
             for peer in peers {
-                group.addTask { try? await exchange.whoHas(extents, peer.node) }
+                group.addTask { (peer.node, try? await exchange.ask(extents, of: peer.node)) }
             }
-            return await group.reduce(into: []) { $0.append($1) }
+            return await group.reduce(into: [:]) { $0[$1.0] = $1.1 }
         }
     }
 }

@@ -6,8 +6,8 @@ import Mount
 import Synchronization
 import Volume
 
-/// Sees to it that every content has its target copies: asks the nodes that placement names to
-/// clone what this node holds.
+/// Sees to it that every content has its target copies, no fewer and no more: asks the nodes that
+/// placement names to clone what this node holds, and has copies here that are too many dropped.
 ///
 /// Which holder does it is decided by `RepairOwnership`, so that no two do the same repair; it
 /// needs no election and no lock, and the next one takes over after a time without progress.
@@ -46,6 +46,8 @@ final class Replicator: Sendable {
     private let options: @Sendable () -> Options
     /// Makes a cached copy here one that counts.
     private let promote: @Sendable (Extent) throws -> Void
+    private let dropper: Dropper
+    private let isDropping = Atomic<Bool>(false)
     private let amounts = Mutex(Amounts())
     private let wakeup = AsyncStream<Void>.makeStream(bufferingPolicy: .bufferingNewest(1))
     /// When this node began to listen for others.
@@ -54,8 +56,11 @@ final class Replicator: Sendable {
     struct Options: Sendable {
         var copies: Int
         var machine: String
+        /// Bytes; 0: what is stored here counts as no copy.
         var capacity: UInt64
         var graceSeconds: Int
+        /// Whether cached copies are to make room.
+        var lacksRoom: Bool
     }
 
     struct Amounts: Sendable {
@@ -67,9 +72,10 @@ final class Replicator: Sendable {
 
     init(
         catalog: Catalog, mesh: Mesh, node: NodeID, logger: Logger,
-        options: @escaping @Sendable () -> Options,
+        dropper: Dropper, options: @escaping @Sendable () -> Options,
         promote: @escaping @Sendable (Extent) throws -> Void
     ) {
+        self.dropper = dropper
         self.catalog = catalog
         self.mesh = mesh
         self.node = node
@@ -91,6 +97,9 @@ final class Replicator: Sendable {
             }
         }
         defer { ticker.cancel() }
+        do { try await Blocking.run { [dropper] in try dropper.clearMarks() } } catch {
+            logger.error("what was being dropped: \(error)")
+        }
         var plan = RepairPlan(node: node)
         for await _ in wakeup.stream {
             if Task.isCancelled { return }
@@ -109,6 +118,8 @@ final class Replicator: Sendable {
         for extent in plan.promotions(now) {
             try await Blocking.run { [promote] in try promote(extent) }
         }
+        for extent in plan.takeNeedless() { dropper.exchange.endClone(extent) }
+        try await drop(&plan, options, now)
         let requests = plan.requests(now)
         amounts.withLock { $0 = plan.amounts }
         guard !requests.isEmpty else { return }
@@ -126,6 +137,61 @@ final class Replicator: Sendable {
         poke()
     }
 
+    // MARK: Dropping
+
+    /// Begins a round of drops, unless one is under way: holders that are slow to answer hold up no
+    /// repair.
+    private func drop(
+        _ plan: inout RepairPlan, _ options: Options, _ now: ContinuousClock.Instant
+    ) async throws {
+        guard !isDropping.load(ordering: .relaxed) else { return }
+        let isLeaving = options.capacity == 0
+        let settling =
+            isLeaving || options.lacksRoom
+            ? .zero : min(.seconds(options.graceSeconds), Dropper.settlingMax)
+        let surplus = plan.drops(now, settling: settling) { .random(in: 0...(.max)) }
+        let evictions = options.lacksRoom ? try await evictions(plan, options) : []
+        guard !surplus.isEmpty || !evictions.isEmpty else { return }
+        isDropping.store(true, ordering: .relaxed)
+        Task {
+            do {
+                let dropped = try await dropper.run(
+                    surplus, from: .stored, to: isLeaving ? .cached : .absent)
+                let evicted = try await dropper.run(evictions, from: .cached, to: .absent)
+                if dropped + evicted > 0 {
+                    logger.info("dropped \(dropped) copies too many, \(evicted) cached ones")
+                }
+            } catch { logger.error("dropping copies: \(error)") }
+            isDropping.store(false, ordering: .relaxed)
+            poke()
+        }
+    }
+
+    /// Cached copies that may go, oldest first, when what is here in part only is not enough.
+    private func evictions(
+        _ plan: RepairPlan, _ options: Options
+    ) async throws -> [Dropper.Attempt] {
+        try await Blocking.run { [dropper, catalog] in
+            guard try dropper.removePartial() == 0 else { return [] }
+            let holdings = try catalog.read { reader in
+                try reader.contents(in: .cached, limit: Dropper.batchMax).compactMap {
+                    try reader.holding(of: $0.extent.root, copies: options.copies)
+                }.filter(\.isReferenced)
+            }
+            let attempts = holdings.map { holding in
+                (holding, plan.eviction(holding, nonce: .random(in: 0...(.max))))
+            }
+            // What is needed is not to stand before the others again.
+            let needed = attempts.filter { $0.1 == nil }.map(\.0.extent.root)
+            try catalog.perform { tx in
+                for root in needed { try tx.touchContent(root, at: Monotonic.wallMilliseconds) }
+            }
+            return attempts.compactMap(\.1)
+        }
+    }
+
+    // MARK: Looking
+
     /// Nodes whose copies count: this one, those online, those absent for less than the grace time,
     /// which for nodes not heard since this one started begins with that. A time to come is one that a
     /// wrong clock told.
@@ -134,8 +200,11 @@ final class Replicator: Sendable {
         let grace = Int64(options.graceSeconds) * 1000
         let peers = mesh.peers
         let heard = Set(peers.map(\.node) + [node])
+        let listed = try catalog.read { try $0.nodeDescriptions() }
         let live = peers.filter {
-            $0.isOnline || (0..<grace).contains(now - $0.lastSeenMilliseconds)
+            // A disk that was said not to come back is not waited for.
+            $0.isOnline
+                || listed[$0.node] != nil && (0..<grace).contains(now - $0.lastSeenMilliseconds)
         }.map {
             PlacementNode(
                 id: $0.node, machine: $0.hello.machine, capacity: $0.hello.capacityBytes)
@@ -157,6 +226,7 @@ final class Replicator: Sendable {
     /// Brings the plan up to date.
     private func look(_ plan: inout RepairPlan) async throws {
         let now = ContinuousClock.now
+        let rule = plan.rule
         let changes = catalog.takeContentChanges()
         if changes == .all { plan.mustSurvey = true }
         if case .these(let numbers) = changes {
@@ -165,7 +235,7 @@ final class Replicator: Sendable {
                 let part = numbers[start..<min(start + Self.changesStep, numbers.count)]
                 let holdings = try await Blocking.run { [catalog] in
                     try catalog.read { reader in
-                        try part.map { ($0, try reader.holding($0)) }
+                        try part.map { ($0, try reader.holding($0, copies: rule.copies)) }
                     }
                 }
                 for (number, holding) in holdings { plan.update(number, holding, at: now) }
@@ -184,8 +254,12 @@ final class Replicator: Sendable {
         while let number = after {
             let (holdings, next) = try await Blocking.run { [catalog] in
                 try catalog.snapshot { reader in
-                    let page = try reader.lacking(rule, after: number, limit: Self.surveyStep)
-                    return (try page.found.compactMap { try reader.holding($0) }, page.next)
+                    let page = try reader.deviating(
+                        from: rule, after: number, limit: Self.surveyStep)
+                    let holdings = try page.found.compactMap {
+                        try reader.holding($0, copies: rule.copies)
+                    }
+                    return (holdings, page.next)
                 }
             }
             for holding in holdings { found[holding.number] = holding }

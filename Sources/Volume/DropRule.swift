@@ -33,7 +33,10 @@ public struct DropAttempt: Hashable, Sendable {
     private var state = State.begun
 
     /// Nil unless the rule lets this node start: it is outside the first `copies` of the placement
-    /// order, the last of all that hold the root in that order, and enough others hold it.
+    /// order, the last of all that hold the root in that order, and enough others hold it, of those
+    /// whose copies count.
+    ///
+    /// Behind all others in that order are nodes that only cache, or are to be taken away.
     public init?(
         root: ContentRoot, node: NodeID, nonce: UInt64, copies: Int, holders: Set<NodeID>,
         among nodes: [PlacementNode]
@@ -44,17 +47,39 @@ public struct DropAttempt: Hashable, Sendable {
         guard own >= copies, holders.allSatisfy({ (position($0), $0) <= (own, node) }) else {
             return nil
         }
-        let others = holders.subtracting([node])
+        self.init(
+            root: root, nonce: nonce, copies: copies, others: holders.subtracting([node]),
+            among: nodes)
+    }
+
+    /// For a copy that does not count: whoever has one may start, as long as enough others hold the
+    /// root.
+    public init?(
+        uncounted root: ContentRoot, node: NodeID, nonce: UInt64, copies: Int,
+        holders: Set<NodeID>, among nodes: [PlacementNode]
+    ) {
+        self.init(
+            root: root, nonce: nonce, copies: copies, others: holders.subtracting([node]),
+            among: nodes)
+    }
+
+    private init?(
+        root: ContentRoot, nonce: UInt64, copies: Int, others: Set<NodeID>,
+        among nodes: [PlacementNode]
+    ) {
         self.root = root
         self.nonce = nonce
         self.copies = copies
         self.holders = Dictionary(
-            nodes.filter { others.contains($0.id) }.map { ($0.id, $0.machine) },
+            nodes.filter { others.contains($0.id) && $0.capacity > 0 }.map { ($0.id, $0.machine) },
             uniquingKeysWith: { first, _ in first })
         machinesNeeded = min(copies, Set(nodes.filter { $0.capacity > 0 }.map(\.machine)).count)
         unanswered = Set(self.holders.keys)
         guard copies > 0, isEnough(unanswered) else { return nil }
     }
+
+    /// Whom it asks.
+    public var asked: some Sequence<NodeID> { holders.keys }
 
     /// What a start finds: a mark whose loss was logged is carried out, any other is removed.
     public static func afterRestart(lossIsLogged: Bool) -> Action {

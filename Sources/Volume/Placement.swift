@@ -3,7 +3,8 @@ public struct PlacementNode: Hashable, Sendable {
     public let id: NodeID
     /// The failure domain.
     public let machine: String
-    /// Bytes it may store; 0: only a cache, never a candidate.
+    /// Bytes it may store; 0: only a cache, or to be taken away: never a candidate, and what it has
+    /// counts as no copy.
     public let capacity: UInt64
 
     public init(id: NodeID, machine: String, capacity: UInt64) {

@@ -1,7 +1,6 @@
 import ArgumentParser
 import Foundation
 import Node
-import Synchronization
 import SystemPackage
 
 /// `delugefs wait`
@@ -59,12 +58,10 @@ struct Wait: ParsableCommand {
     }
 }
 
-/// What is left, while the wait goes on: on a terminal in one line, else a line whenever it changed.
+/// What is left, while the wait goes on.
 private final class WaitProgress: Sendable {
     private let conversation: NodeConversation
-    /// The line shown last; nil at the end.
-    private let shown = Mutex<String?>("")
-
+    private let line = ProgressLine()
     private let replicated: Bool
 
     init(conversation: NodeConversation, replicated: Bool) {
@@ -82,26 +79,15 @@ private final class WaitProgress: Sendable {
     }
 
     /// Nothing is printed after this.
-    func end() {
-        shown.withLock { shown in
-            if Terminal.outputIsTerminal, shown?.isEmpty == false { write("\r\u{1B}[K") }
-            shown = nil
-        }
-    }
+    func end() { line.end() }
 
     private func show() -> Bool {
-        let line = (try? conversation.get("/v1/status"))
-            .flatMap { try? conversation.decoded(Status.self, $0) }.map(line)
-        return shown.withLock { shown in
-            guard let before = shown else { return false }
-            guard let line, line != before else { return true }
-            shown = line
-            write(Terminal.outputIsTerminal ? "\r\u{1B}[K\(line)" : "\(line)\n")
-            return true
-        }
+        let text = (try? conversation.get("/v1/status"))
+            .flatMap { try? conversation.decoded(Status.self, $0) }.map(text)
+        return line.show(text)
     }
 
-    private func line(_ status: Status) -> String {
+    private func text(_ status: Status) -> String {
         var parts: [String] = []
         if status.unpublished > 0 {
             parts.append("\(Quantity.count(status.unpublished, "file")) to commit")
@@ -125,6 +111,4 @@ private final class WaitProgress: Sendable {
                 ? "; \(Quantity.count(offline, "disk")) offline, replaced after the grace time"
                 : "")
     }
-
-    private func write(_ text: String) { Terminal.print(bytes: Array(text.utf8)) }
 }

@@ -46,45 +46,60 @@ struct ContentTests {
                 // No file has it.
                 try transaction.setHolder(of: extents[2], nodes[2], .stored, since: 1)
             }
-            /// Nodes 0 and 1 are in one machine, 2 and 3 in another.
-            func missing(
-                _ online: [Int], machines: Int = 1, absent: Int? = nil
+            /// Nodes 0 and 1 are in one machine, 2 and 3 in another; all copies of node 0 are asked
+            /// for by node 3.
+            func deviating(
+                _ online: [Int], absent: Int? = nil, uncounted: [Int] = [], own: Int = 3
             ) throws -> [Extent] {
                 var found: [Extent] = []
                 let places = online.map {
-                    (nodes[$0], CopyRule.Place(machine: "m\($0 / 2)", isOnline: $0 != absent))
+                    (
+                        nodes[$0],
+                        CopyRule.Place(
+                            machine: "m\($0 / 2)", isOnline: $0 != absent,
+                            counts: !uncounted.contains($0))
+                    )
                 }
                 let rule = CopyRule(
-                    places: Dictionary(uniqueKeysWithValues: places), copies: 2,
-                    machinesMin: machines)
+                    places: Dictionary(uniqueKeysWithValues: places), copies: 2, own: nodes[own])
                 var number: Int64? = 0
                 while let after = number {
                     number = try catalog.read { reader in
-                        let page = try reader.lacking(rule, after: after, limit: 1)
+                        let page = try reader.deviating(from: rule, after: after, limit: 1)
                         for number in page.found {
-                            found.append(try #require(try reader.holding(number)).extent)
+                            found.append(
+                                try #require(try reader.holding(number, copies: 2)).extent)
                         }
                         return page.next
                     }
                 }
                 return found
             }
-            #expect(try missing([0, 1, 2, 3]) == [extents[1]])
-            // Two disks of one machine.
-            #expect(try missing([0, 1, 2, 3], machines: 2) == Array(extents[..<2]))
-            #expect(try missing([0, 1, 2, 3], absent: 0) == [extents[1]])
-            #expect(try missing([1]) == Array(extents[..<2]))
-            #expect(try missing([]) == Array(extents[..<2]))
-            let holdings = try catalog.read { try $0.holdings(after: 0, limit: 9) }
+            #expect(try deviating([0, 1]) == [extents[1]])
+            // Two disks of one machine, where there is another.
+            #expect(try deviating([0, 1, 2, 3]) == Array(extents[..<2]))
+            #expect(try deviating([0, 1], absent: 0) == [extents[1]])
+            #expect(try deviating([0, 1], uncounted: [1]) == Array(extents[..<2]))
+            #expect(try deviating([1]) == Array(extents[..<2]))
+            #expect(try deviating([]) == Array(extents[..<2]))
+            // Too many, which is the business of who has one.
+            try catalog.perform { transaction in
+                try transaction.setHolder(of: extents[0], nodes[2], .stored, since: 1)
+                try transaction.setHolder(of: extents[1], nodes[2], .stored, since: 1)
+            }
+            #expect(try deviating([0, 1, 2, 3]).isEmpty)
+            #expect(try deviating([0, 1, 2, 3], own: 2) == [extents[0]])
+            #expect(try deviating([0, 1, 2, 3], uncounted: [0], own: 0) == Array(extents[..<2]))
+            let holdings = try catalog.read { try $0.holdings(after: 0, limit: 9, copies: 2) }
             #expect(holdings.map(\.extent) == extents)
             #expect(holdings.map(\.isReferenced) == [true, true, false])
-            let holding = try catalog.read { try $0.holding(holdings[1].number) }
-            #expect(holding?.holders.map(\.state) == [.stored, .cached, .cloning])
+            let holding = try catalog.read { try $0.holding(holdings[1].number, copies: 2) }
+            #expect(holding?.holders.map(\.state) == [.stored, .cached, .stored])
 
             try catalog.perform { try $0.clearHolders(nodes[2]) }
             #expect(try catalog.perform { try $0.forgetContents(after: 0, limit: 9) } == nil)
             #expect(
-                try catalog.read { try $0.holdings(after: 0, limit: 9) }.map(\.extent)
+                try catalog.read { try $0.holdings(after: 0, limit: 9, copies: 2) }.map(\.extent)
                     == Array(extents[..<2]))
             try catalog.perform { try $0.setHolder(of: extents[0], nodes[0], nil, since: 9) }
             #expect(
@@ -100,7 +115,8 @@ struct ContentTests {
                 try $0.setHolder(of: one, nodes[0], .stored, since: 1)
                 try $0.setHolder(of: other, nodes[0], .stored, since: 1)
             }
-            let numbers = try catalog.read { try $0.holdings(after: 0, limit: 9) }.map(\.number)
+            let numbers = try catalog.read { try $0.holdings(after: 0, limit: 9, copies: 2) }.map(
+                \.number)
             #expect(catalog.takeContentChanges() == .these(Set(numbers)))
             #expect(catalog.takeContentChanges() == .these([]))
             func setContent(_ content: Content) throws {

@@ -159,9 +159,12 @@ struct HolderLogsTests {
     func room() throws {
         defer { try? FileManager.default.removeItem(at: directory) }
         let gigabyte: UInt64 = 1 << 30
-        func room(free: UInt64, used: UInt64 = 0, capacity: UInt64 = .max) -> CloneRoom {
+        func room(
+            free: UInt64, stored: UInt64 = 0, cached: UInt64 = 0, capacity: UInt64 = .max
+        ) -> CloneRoom {
             CloneRoom(
-                free: free, used: used, capacity: capacity,
+                free: free, reserve: gigabyte / 4, stored: stored, cached: cached,
+                capacity: capacity,
                 clones: ContentExchange.Clones(
                     count: 1, bytes: 3 * gigabyte, missingBytes: 2 * gigabyte))
         }
@@ -169,12 +172,18 @@ struct HolderLogsTests {
         var large = room(free: 5 * gigabyte)
         #expect(large.answer(Extent(root: root, length: 2 * gigabyte)) == .accepted)
         #expect(large.answer(Extent(root: root, length: gigabyte)) == .full)
-        var bounded = room(free: 99 * gigabyte, used: gigabyte, capacity: 5 * gigabyte)
+        var bounded = room(free: 99 * gigabyte, stored: gigabyte, capacity: 5 * gigabyte)
         #expect(bounded.answer(Extent(root: root, length: 2 * gigabyte)) == .full)
         #expect(bounded.answer(Extent(root: root, length: gigabyte)) == .accepted)
+        // What is only cached makes room, which takes a moment.
+        var cache = room(free: 2 * gigabyte, cached: 2 * gigabyte)
+        #expect(cache.bytes == gigabyte * 7 / 4)
+        #expect(cache.answer(Extent(root: root, length: gigabyte)) == .busy)
+        #expect(cache.lackingBytes == gigabyte * 13 / 4)
         // Few of any size, many small ones.
         var many = CloneRoom(
-            free: 99 * gigabyte, used: 0, capacity: .max, clones: ContentExchange.Clones())
+            free: 99 * gigabyte, reserve: 0, stored: 0, cached: 0, capacity: .max,
+            clones: ContentExchange.Clones())
         let small = Extent(root: root, length: 64 << 10)
         for _ in 0..<Replicator.clonesMax { #expect(many.answer(small) == .accepted) }
         #expect(many.answer(small) == .busy)

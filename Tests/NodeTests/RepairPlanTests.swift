@@ -22,14 +22,14 @@ struct RepairPlanTests {
     }
 
     private func holding(
-        _ number: Int64, length: UInt64 = 1 << 20, _ holders: [Int: HolderState]
+        _ number: Int64, length: UInt64 = 1 << 20, copies: Int = 2, _ holders: [Int: HolderState]
     ) throws -> Holding {
         var bytes = [UInt8](repeating: 0, count: 32)
         for index in 0..<8 { bytes[index] = UInt8(truncatingIfNeeded: number >> (8 * index)) }
         let root = try #require(ContentRoot(bytes: bytes))
         return Holding(
             number: number, extent: Extent(root: root, length: length), state: .stored,
-            isReferenced: true,
+            isReferenced: true, copies: copies,
             holders: holders.map { Holder(node: Self.ids[$0], state: $1, since: 0) })
     }
 
@@ -147,6 +147,70 @@ struct RepairPlanTests {
         #expect(plan.amounts.underReplicated.files == 1)
         let rule = plan.rule
         #expect(rule.places.values.filter(\.isOnline).count == 2)
-        #expect(rule.machinesMin == 2)
+        #expect(rule.places.values.filter(\.counts).count == 4)
+    }
+
+    @Test("What a directory wants more copies of gets more")
+    func policy() throws {
+        var plan = plan(4)
+        plan.update(1, try holding(1, copies: 3, [0: .stored, 2: .stored]), at: now)
+        plan.update(2, try holding(2, copies: 1, [0: .stored]), at: now)
+        #expect(plan.amounts.underReplicated.files == 1)
+        let later = now + .seconds(RepairOwnership.secondsPerRank)
+        #expect(asked(&plan, at: later) == [3: [1]])
+    }
+
+    @Test("What a node has that is to be taken away counts as no copy, and is copied from")
+    func leaving() throws {
+        var plan = RepairPlan(node: Self.ids[0])
+        var nodes = Self.nodes
+        nodes[0] = PlacementNode(id: Self.ids[0], machine: "m1", capacity: 0)
+        plan.setNodes(nodes, online: Set(Self.ids), copies: 2)
+        plan.update(1, try holding(1, [0: .stored]), at: now)
+        #expect(plan.amounts.underReplicated.files == 1)
+        #expect(asked(&plan, at: now).values.flatMap(\.self) == [1, 1])
+        #expect(drops(&plan, at: now) == 0)
+        plan.update(1, try holding(1, [0: .stored, 1: .stored, 2: .stored]), at: now)
+        #expect(plan.amounts.underReplicated.files == 0)
+        #expect(drops(&plan, at: now) == 1)
+    }
+
+    private func drops(_ plan: inout RepairPlan, at time: ContinuousClock.Instant) -> Int {
+        plan.drops(time, settling: .seconds(60)) { 1 }.count
+            + plan.drops(time, settling: .zero) { 1 }.count
+    }
+
+    @Test(
+        "Of copies that are too many the last in order may go, once they have been so for a while")
+    func surplus() throws {
+        let later = now + .seconds(60)
+        var ours = 0
+        for number in 1...Int64(60) {
+            var plan = plan(4)
+            let holding = try holding(number, [0: .stored, 2: .stored, 3: .stored])
+            plan.update(number, holding, at: now)
+            #expect(plan.drops(now, settling: .seconds(60)) { 1 }.isEmpty)
+            let attempts = plan.drops(later, settling: .seconds(60)) { 1 }
+            ours += attempts.count
+            let order = Placement.order(of: holding.extent.root, among: Self.nodes).map(\.id)
+            #expect(attempts.isEmpty == (order.filter { $0 != Self.ids[1] }.last != Self.ids[0]))
+            // Not at once again.
+            #expect(plan.drops(later, settling: .seconds(60)) { 1 }.isEmpty)
+            // One of the others went: it is needed.
+            plan.update(number, try self.holding(number, [0: .stored, 2: .stored]), at: later)
+            #expect(plan.drops(later + .seconds(600), settling: .zero) { 1 }.isEmpty)
+        }
+        #expect(ours > 5)
+    }
+
+    @Test("A clone is ended when nodes that are there have enough copies")
+    func needless() throws {
+        var plan = plan(4, online: [0, 2])
+        plan.update(1, try holding(1, [0: .cloning, 2: .stored, 3: .stored]), at: now)
+        #expect(plan.takeNeedless().isEmpty)
+        plan.setNodes(Self.nodes, online: Set(Self.ids), copies: 2)
+        plan.update(1, try holding(1, [0: .cloning, 2: .stored, 3: .stored]), at: now)
+        #expect(plan.takeNeedless().count == 1)
+        #expect(plan.takeNeedless().isEmpty)
     }
 }

@@ -1,0 +1,115 @@
+public import SystemPackage
+public import Volume
+
+/// How many copies directories ask for of what is below them: `user.delugefs.copies`, which counts
+/// for all directories below that do not say otherwise.
+enum Policy {
+    static let name = Array("user.delugefs.copies".utf8)
+    /// The same for SQL, where the index of such attributes must be recognized.
+    static let nameText = "x'" + name.map { String($0, radix: 16) }.joined() + "'"
+
+    /// The number that the attribute of a directory gives; NULL: none, or it is no number of copies.
+    /// What other programs or nodes wrote may be anything.
+    static func copies(of directory: String) -> String {
+        """
+        (SELECT CAST(CAST(value AS TEXT) AS INTEGER) FROM xattr WHERE ino = \(directory)
+            AND name = \(nameText) AND CAST(CAST(value AS TEXT) AS INTEGER) BETWEEN 1 AND \(Limits.copiesMax))
+        """
+    }
+
+    /// Tables for a query over contents: `target(content, copies)`, one row for each content of a
+    /// file whose number of copies the directories above it decide.
+    ///
+    /// Of several names the one that asks for most counts; where no directory says anything it is
+    /// the volume's number.
+    ///
+    /// - Parameters:
+    ///   - contents: a condition on `e.content`.
+    ///   - copies: what counts where no directory says anything, as SQL.
+    static func targets(of contents: String, otherwise copies: String) -> String {
+        """
+        place(content, directory) AS MATERIALIZED (
+            SELECT DISTINCT e.content, d.parent FROM extent e JOIN dentry d ON d.ino = e.ino
+            WHERE \(contents)),
+        above(start, directory, copies) AS (
+            SELECT directory, directory, \(Policy.copies(of: "directory"))
+            FROM (SELECT DISTINCT directory FROM place)
+            UNION ALL
+            SELECT a.start, i.parent, \(Policy.copies(of: "i.parent"))
+            FROM above a JOIN inode i ON i.ino = a.directory
+            WHERE a.copies IS NULL AND a.directory <> 1 AND i.parent IS NOT NULL),
+        target(content, copies) AS MATERIALIZED (
+            SELECT p.content, max(coalesce(a.copies, \(copies))) FROM place p
+            JOIN above a ON a.start = p.directory
+            WHERE a.copies IS NOT NULL OR a.directory = 1 GROUP BY p.content)
+        """
+    }
+}
+
+extension Reader {
+    /// Whether any directory says how many copies it wants.
+    func hasPolicies() throws(Errno) -> Bool {
+        try connection.all(
+            text: "SELECT 1 FROM xattr WHERE name = \(Policy.nameText) LIMIT 1", []
+        ) { _ in true }.isEmpty == false
+    }
+
+    /// How many copies a content is to have.
+    ///
+    /// - Parameter otherwise: where no directory says anything.
+    func copies(of content: Int64, otherwise copies: Int) throws(Errno) -> Int {
+        guard try hasPolicies() else { return copies }
+        return try connection.all(
+            text: """
+                WITH RECURSIVE \(Policy.targets(of: "e.content = ?1", otherwise: "?2"))
+                SELECT copies FROM target
+                """, [content.value, copies.value]
+        ) { row in Int(row.int64(0)) }.first ?? copies
+    }
+
+    /// As `copies(of:otherwise:)`, of a content by its root.
+    public func copies(of root: ContentRoot, otherwise copies: Int) throws(Errno) -> Int {
+        guard try hasPolicies() else { return copies }
+        let number = try connection.first("SELECT number FROM content WHERE root = ?", root) {
+            row in row.int64(0)
+        }
+        return try number.map { number throws(Errno) in
+            try self.copies(of: number, otherwise: copies)
+        } ?? copies
+    }
+
+    /// How many copies files in a directory are to have: what it says, else what the next one above
+    /// it says.
+    ///
+    /// - Parameter otherwise: where none says anything.
+    public func copies(in directory: InodeNumber, otherwise copies: Int) throws(Errno) -> Int {
+        guard try hasPolicies() else { return copies }
+        return try connection.all(
+            text: """
+                WITH RECURSIVE above(directory, copies) AS (
+                    VALUES(?1, \(Policy.copies(of: "?1")))
+                    UNION ALL
+                    SELECT i.parent, \(Policy.copies(of: "i.parent"))
+                    FROM above a JOIN inode i ON i.ino = a.directory
+                    WHERE a.copies IS NULL AND a.directory <> 1 AND i.parent IS NOT NULL)
+                SELECT copies FROM above WHERE copies IS NOT NULL
+                """, [directory.value]
+        ) { row in Int(row.int64(0)) }.first ?? copies
+    }
+}
+
+extension Transaction {
+    /// A name leads to this inode now: other directories may be above it.
+    func copiesMayChange(of ino: InodeNumber) throws(Errno) {
+        guard try hasPolicies() else { return }
+        let contents = try connection.all("SELECT content FROM extent WHERE ino = ?", ino) { row in
+            row.int64(0)
+        }
+        for content in contents { changes.insert(content) }
+        let hasEntries = try connection.first("SELECT 1 FROM dentry WHERE parent = ? LIMIT 1", ino)
+        {
+            _ in true
+        }
+        if hasEntries == true { changes = .all }
+    }
+}

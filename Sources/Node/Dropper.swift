@@ -1,0 +1,173 @@
+import Catalog
+import Logging
+import Mesh
+import Mount
+import Store
+import Volume
+
+/// Gives up copies of files' content that others make unnecessary, by the rule of `DropAttempt`:
+/// first mark, then ask the holders, and go only on their word.
+///
+/// Order, so that a crash at any step leaves the object and at worst a log that denies it, which the
+/// next start corrects: the mark, durable; the answers; the loss in the log, durable; the object's
+/// name in one step with the row; the bytes.
+struct Dropper {
+    /// Copies in one round of questions.
+    static let batchMax = 256
+    /// Copies looked at in one round, most of which are another holder's to drop.
+    static let looksMax = 1024
+    /// Until a copy is tried again.
+    static let retryPause = Duration.seconds(60)
+    /// Copies stay this long after they became too many, or for the time of grace if that is shorter.
+    static let settlingMax = Duration.seconds(60)
+
+    struct Attempt {
+        let extent: Extent
+        var rule: DropAttempt
+    }
+
+    let catalog: Catalog
+    let store: Store
+    let exchange: ContentExchange
+    let holderLogs: HolderLogs
+    let mesh: Mesh
+    let logger: Logger
+
+    /// What the attempts end with where enough others have confirmed.
+    enum End {
+        /// The bytes go.
+        case absent
+        /// They stay as a cached copy: for readers here, and for who is left with this disk alone.
+        case cached
+    }
+
+    /// Marks of an earlier run: nothing had gone.
+    func clearMarks() throws {
+        let marked = try catalog.read { try $0.contents(in: .dropping, limit: .max) }
+        let referenced = try catalog.read { reader in
+            try marked.map(\.extent).filter { try reader.references(to: $0.root) > 0 }
+        }
+        try setState(of: referenced, .stored)
+        try note(referenced)
+    }
+
+    /// - Parameter state: that the copies are in: `stored`, or `cached`.
+    /// - Returns: how many ended so.
+    func run(_ attempts: [Attempt], from state: ContentState, to end: End) async throws -> Int {
+        var open = try await Blocking.run { try mark(attempts, in: state) }
+        guard !open.isEmpty else { return 0 }
+        let confirmed = await ask(&open)
+        let extents = open.map(\.extent)
+        let kept = extents.filter { !confirmed.contains($0) }
+        let ending = extents.filter { confirmed.contains($0) }
+        try await Blocking.run {
+            try setState(of: kept, state)
+            if end == .cached { try setState(of: ending, .cached) }
+            // Of what is marked it says that it is lost.
+            try note(extents)
+            if end == .absent { try catalog.flush() }
+        }
+        if end == .absent { for extent in ending { try await remove(extent) } }
+        return ending.count
+    }
+
+    private func mark(_ attempts: [Attempt], in state: ContentState) throws -> [Attempt] {
+        let marked = try catalog.perform { tx in
+            try attempts.filter { attempt in
+                let root = attempt.extent.root
+                guard let known = try tx.content(root), known.extent == attempt.extent,
+                    known.state == state, try tx.references(to: root) > 0,
+                    try !store.isUnfinished(root)
+                else { return false }
+                try tx.setContentState(attempt.extent, .dropping, at: Monotonic.wallMilliseconds)
+                return true
+            }
+        }
+        try catalog.flush()
+        return marked
+    }
+
+    /// - Returns: what enough holders have confirmed.
+    private func ask(_ attempts: inout [Attempt]) async -> Set<Extent> {
+        var questions: [NodeID: [Int]] = [:]
+        for index in attempts.indices {
+            _ = attempts[index].rule.begin()
+            guard case .ask(let holders)? = attempts[index].rule.marked() else { continue }
+            for holder in holders { questions[holder, default: []].append(index) }
+        }
+        var confirmed: Set<Extent> = []
+        let extents = attempts.map(\.extent)
+        await withTaskGroup(of: (NodeID, [Int], [PeerMessage.WhoHasReply.State]?).self) { group in
+            for (holder, indices) in questions {
+                group.addTask { [exchange] in
+                    let states = try? await exchange.whoHas(indices.map { extents[$0] }, holder)
+                    return (holder, indices, states)
+                }
+            }
+            for await (holder, indices, states) in group {
+                for (offset, index) in indices.enumerated() {
+                    // An answer belongs to this attempt: it came on the connection that asked.
+                    let nonce = attempts[index].rule.nonce
+                    let action =
+                        states?[offset] == .stored
+                        ? attempts[index].rule.confirmed(by: holder, nonce: nonce)
+                        : attempts[index].rule.refused(by: holder, nonce: nonce)
+                    if action == .logLost { confirmed.insert(extents[index]) }
+                }
+            }
+        }
+        return confirmed
+    }
+
+    // MARK: Room
+
+    /// Files of which only parts are here and that nobody reads any more.
+    /// - Returns: how many are gone.
+    func removePartial() throws -> Int {
+        let partial = try catalog.read { try $0.contents(in: .partial, limit: Self.batchMax) }
+        var gone = 0
+        for entry in partial where !exchange.isFetching(entry.extent) {
+            let isGone = try catalog.perform { tx in
+                guard try tx.content(entry.extent.root)?.state == .partial,
+                    !exchange.isFetching(entry.extent)
+                else { return false }
+                try store.removePartial(entry.extent.root)
+                try tx.setContentState(entry.extent, .absent, at: Monotonic.wallMilliseconds)
+                return true
+            }
+            if isGone { gone += 1 }
+        }
+        return gone
+    }
+
+    private func setState(of extents: [Extent], _ state: ContentState) throws {
+        guard !extents.isEmpty else { return }
+        try catalog.perform { tx in
+            // Somebody may have written or fetched the same meanwhile.
+            for extent in extents where try tx.content(extent.root)?.state == .dropping {
+                try tx.setContentState(extent, state, at: Monotonic.wallMilliseconds)
+            }
+        }
+    }
+
+    private func note(_ extents: [Extent]) throws {
+        try holderLogs.note(extents) { [mesh] in mesh.pokeAll() }
+    }
+
+    private func remove(_ extent: Extent) async throws {
+        // Nobody new is served what is marked; who reads it already may end.
+        await withCheckedContinuation { done in exchange.letGo(of: extent) { done.resume() } }
+        try await Blocking.run {
+            let object = try catalog.perform { tx -> WithdrawnObject? in
+                guard try tx.content(extent.root)?.state == .dropping else { return nil }
+                let object = try store.withdrawObject(extent.root)
+                try tx.setContentState(extent, .absent, at: Monotonic.wallMilliseconds)
+                return object
+            }
+            // Where it was wanted again the log has to say so.
+            guard let object else { return try note([extent]) }
+            try store.removeWithdrawn(object)
+        }
+        logger.debug("gave up \(extent.root), \(extent.length) bytes, of which others have copies")
+    }
+}
