@@ -275,6 +275,22 @@ extension Reader {
             ?? LocalContent.Total()
     }
 
+    /// Bytes of contents that each node stores. Reads all that is known of holders: ask a snapshot.
+    public func storedBytes() throws(Errno) -> [NodeID: UInt64] {
+        var bytes: [NodeID: UInt64] = [:]
+        let rows = try connection.all(
+            """
+            SELECT n.id, sum(c.length) FROM holder h JOIN content c ON c.number = h.content
+            JOIN node n ON n.number = h.node WHERE h.state = 1 GROUP BY h.node
+            """
+        ) { row in (node: row.bytes(0), bytes: row.uint64(1)) }
+        for row in rows {
+            guard let node = NodeID(bytes: row.node) else { throw .ioError }
+            bytes[node] = row.bytes
+        }
+        return bytes
+    }
+
     /// Contents of files that no other node of the volume has, as far as is known.
     public func heldOnly(by node: NodeID) throws(Errno) -> LocalContent.Total {
         try connection.first(

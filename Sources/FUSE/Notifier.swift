@@ -104,8 +104,9 @@ public final class Notifier: Sendable {
         }
     }
 
-    func run(_ work: @escaping RequestTable.Work) -> Bool {
-        enqueue(.work(work))
+    /// Calls the body on the notifier's thread when all that was queued before has been sent.
+    public func run(_ body: @escaping @Sendable () -> Void) -> Bool {
+        enqueue(.work(body))
     }
 
     /// For work that was accepted before and must not get lost: its number is bounded by

@@ -21,15 +21,19 @@ enum Blocking {
     static func run<T: Sendable>(
         _ kind: Kind = .answers, _ body: @escaping @Sendable () throws -> T
     ) async throws -> T {
+        try await withCheckedThrowingContinuation { continuation in
+            begin(kind) { continuation.resume(with: Result { try body() }) }
+        }
+    }
+
+    static func begin(_ kind: Kind, _ body: @escaping @Sendable () -> Void) {
         let queue =
             switch kind {
             case .answers: answers
             case .content: content
             case .packs: packs
             }
-        return try await withCheckedThrowingContinuation { continuation in
-            queue.submit { continuation.resume(with: Result { try body() }) }
-        }
+        queue.submit(body)
     }
 
     /// On a thread of its own: for what may wait long for work that itself needs the queues' threads.

@@ -37,6 +37,7 @@ final class ContentExchange: RemoteContent, Sendable {
     let gaveUp: @Sendable (Extent) -> Void
     /// Clones are taken on by one thread at a time, or two would count on the same room.
     let admission = Mutex<Void>(())
+    let intake: ObjectIntake
     private let fetches = Mutex<[Extent: Fetch]>([:])
 
     init(
@@ -46,6 +47,7 @@ final class ContentExchange: RemoteContent, Sendable {
     ) {
         self.catalog = catalog
         self.store = store
+        intake = ObjectIntake(store: store)
         self.swarm = swarm
         self.mesh = mesh
         self.logger = logger
@@ -155,6 +157,16 @@ final class ContentExchange: RemoteContent, Sendable {
     func sources(of extent: Extent) async -> [Peer] {
         let (named, others) = await holders(of: extent)
         return (named.isEmpty ? await ask(others, for: extent) : named).shuffled()
+    }
+
+    /// Online nodes that are fetching the extent to store it. Of two such the one with the lower id
+    /// dials: who is dialed while dialing drops both connections.
+    func partialSources(of extent: Extent) async -> [Peer] {
+        let known = try? await Blocking.run { [catalog] in
+            try catalog.read { try $0.holders(of: extent.root) }
+        }
+        let cloning = Set((known ?? []).filter { $0.state == .cloning }.map(\.node))
+        return mesh.peers.filter { $0.isOnline && cloning.contains($0.node) }
     }
 
     /// The first good offer of those that the holder logs name, else of those that say they have it.
@@ -308,6 +320,10 @@ final class ContentExchange: RemoteContent, Sendable {
     func serve(_ extent: Extent) async throws -> PeerResponse {
         guard try await Blocking.run(.answers, { try self.confirmedState(of: extent) }) != .none
         else {
+            // Those who fetch the same give each other what they have.
+            if let layer = fetches.withLock({ $0[extent] })?.servedLayer {
+                return try swarmReply(layer)
+            }
             return .refusal(404, "This node does not have that content.")
         }
         if extent.length <= Limits.openReplyBytesMax {
@@ -323,7 +339,11 @@ final class ContentExchange: RemoteContent, Sendable {
         try await swarm.seed(
             extent, path: String(decoding: directory, as: UTF8.self) + "/\(extent.root)",
             layer: layer, lease: Self.lease)
-        return PeerResponse(
+        return try swarmReply(layer)
+    }
+
+    private func swarmReply(_ layer: [UInt8]) throws -> PeerResponse {
+        PeerResponse(
             body: .bytes(
                 try PeerMessage.frame(
                     PeerMessage.OpenReply(

@@ -14,6 +14,8 @@ struct DurableState {
     let salvage: Salvage
     /// What the owner has to know of it, by the code of the problem.
     let notices: [String: String]
+    /// The disk is to be taken away.
+    let isDraining: Bool
 
     init(
         _ root: FilePath, _ node: NodeID, _ name: String, _ store: Store, _ link: MeshLink,
@@ -28,6 +30,7 @@ struct DurableState {
             root: root, catalog: catalog, history: history, store: store, node: node, name: name,
             logger: logger)
         notices = ["history-damaged": damage, "catalog-rebuilt": loss].compactMapValues(\.self)
+        isDraining = try catalog.read { try $0.meta(Node.drainingKey) } != nil
     }
 
     private static func openCatalog(

@@ -19,8 +19,10 @@ import Volume
 /// | complete | read the object |
 /// | failed | get the error |
 final class Fetch: Sendable {
-    /// Between looks for further holders and renewals of leases.
+    /// Between looks for further holders and renewals of leases; the same for nodes that are fetching
+    /// the extent, too, and have parts of it to give.
     static let refresh = Duration.seconds(5)
+    static let partialRefresh = Duration.milliseconds(500)
     /// Between saves of what is verified: a restart fetches what came since the last one again.
     static let saveInterval = Duration.seconds(2)
     /// Between looks at a running download: how late its refresh, its save or its end may come.
@@ -322,9 +324,7 @@ final class Fetch: Sendable {
         switch await exchange.offer(of: extent) {
         case nil: return .nobody
         case .content(let bytes):
-            try await Blocking.run(.content) { [exchange, extent] in
-                try exchange.store.storeObject(extent, bytes: bytes)
-            }
+            try await exchange.intake.store(extent, bytes: bytes)
             return .object
         // The first source is enough to begin; `attend` adds others.
         case .swarm(let endpoints, let layer): return try await load(layer, endpoints)
@@ -334,12 +334,12 @@ final class Fetch: Sendable {
     private func load(_ layer: [UInt8], _ endpoints: [SwarmEndpoint]) async throws -> Beginning {
         let loaded = try await Blocking.run { [self] in try prepare(layer, endpoints) }
         guard let (download, file) = loaded else { return .object }
+        layers.withLock { $0 = layer }
         let (waiters, keepsWhole) = state.withLock { state in
             defer { state.pending = [] }
             state.phase = .loading(download, file)
             return (state.pending, state.keepsWhole)
         }
-        layers.withLock { $0 = layer }
         for waiter in waiters { serve(waiter, .loading(download, file)) }
         if keepsWhole { download.fetchAll() }
         return .download(download)
@@ -401,14 +401,37 @@ final class Fetch: Sendable {
 
     /// Until it is cancelled.
     private func addSources(to download: Download) async {
+        let clock = ContinuousClock()
+        var refreshDue = clock.now
         while !Task.isCancelled {
-            for peer in await exchange.sources(of: extent).prefix(ContentExchange.sourcesMax) {
-                if case .swarm(let endpoints, _)? = try? await exchange.open(extent, at: peer) {
-                    download.addSources(endpoints)
-                }
+            if clock.now >= refreshDue {
+                let sources = await exchange.sources(of: extent)
+                await add(sources.prefix(ContentExchange.sourcesMax), to: download)
+                refreshDue = clock.now + Self.refresh
             }
-            try? await Task.sleep(for: Self.refresh)
+            let partial = await exchange.partialSources(of: extent)
+            if !partial.isEmpty { download.fetchRarestFirst() }
+            await add(
+                partial.filter { $0.node > exchange.mesh.node }.prefix(ContentExchange.sourcesMax),
+                to: download)
+            try? await Task.sleep(for: Self.partialRefresh)
         }
+    }
+
+    private func add(_ peers: some Sequence<Peer>, to download: Download) async {
+        for peer in peers {
+            if case .swarm(let endpoints, _)? = try? await exchange.open(extent, at: peer) {
+                download.addSources(endpoints)
+            }
+        }
+    }
+
+    /// The piece layer, while parts of the content can be given to others.
+    var servedLayer: [UInt8]? {
+        let isLoading = state.withLock { state in
+            if case .loading = state.phase { true } else { false }
+        }
+        return isLoading ? layers.withLock { $0 } : nil
     }
 
     private func watch(

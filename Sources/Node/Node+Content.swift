@@ -117,6 +117,14 @@ extension Node {
         replicator.poke()
     }
 
+    /// What replication goes by now.
+    func options(_ usual: Replicator.Options) -> Replicator.Options {
+        var options = usual
+        options.capacity = countedBytes
+        options.lacksRoom = lacksRoom()
+        return options
+    }
+
     /// Whether cached copies are to make room.
     func lacksRoom() -> Bool {
         let local = catalog.local
@@ -144,6 +152,13 @@ extension Node {
         // Also when it was stored already: the log may have missed it.
         note([extent])
         return isStored
+    }
+
+    /// Rows change from here on, until what is returned is called: then that was told.
+    func applying() -> () -> Void {
+        guard let fileSystem = running.withLock({ $0.mount?.fileSystem }) else { return {} }
+        fileSystem.changesBegin()
+        return { fileSystem.changesEnded() }
     }
 
     /// What came from elsewhere is in the catalog: the kernel forgets what it remembers of it.

@@ -54,20 +54,22 @@ extension Node {
     }
 
     private func peers() -> [Status.Peer] {
-        mesh.peers.map { peer in
+        let known = (try? catalog.read { try $0.nodes() }) ?? []
+        let listed = Set(known.filter { $0.description != nil }.map(\.id))
+        // Without those that were said not to come back.
+        return mesh.peers.filter { $0.isOnline || listed.contains($0.node) }.map { peer in
             Status.Peer(
                 node: "\(peer.node)", name: peer.hello.name, machine: peer.hello.machine,
                 address: "\(peer.endpoint)", online: peer.isOnline,
                 lastSeen: Self.iso8601(milliseconds: peer.lastSeenMilliseconds),
                 head: peer.hello.head?.description ?? "", freeBytes: peer.hello.freeBytes,
                 capacityBytes: peer.hello.capacityBytes)
-        } + absent()
+        } + absent(known)
     }
 
     /// Nodes that the volume lists and that have not been heard of since this one started.
-    private func absent() -> [Status.Peer] {
+    private func absent(_ known: [NodeEntry]) -> [Status.Peer] {
         let heard = Set(mesh.peers.map(\.node) + [identity.node])
-        let known = (try? catalog.read { try $0.nodes() }) ?? []
         return known.compactMap { entry in
             guard !heard.contains(entry.id), let description = entry.description else { return nil }
             return Status.Peer(

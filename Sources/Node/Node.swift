@@ -198,25 +198,18 @@ public final class Node: Sendable {
         capacityBytes = configuration.capacityBytes ?? facts.capacityBytes / 20 * 19
         cloneReserveBytes = min(Node.cloneReserveBytes, facts.capacityBytes / 16)
         space = SpaceGuard(store: store, diskBytes: facts.capacityBytes)
-        try? known.keep(
-            KnownRoots.Record(
-                root: root.path.string, volume: file.volume, node: file.node, name: file.name,
-                fileSystem: facts.uuid, place: RootDirectory.place(root.path)))
+        try? known.keep(KnownRoots.Record(root: root.path, file, fileSystem: facts.uuid))
 
         let state = try DurableState(root.path, identity.node, file.name, store, link, logger)
         catalog = state.catalog
-        let isDraining = try catalog.read { try $0.meta(Node.drainingKey) } != nil
-        running.withLock {
-            $0.notices = state.notices
-            $0.isDraining = isDraining
-        }
+        running.withLock { ($0.notices, $0.isDraining) = (state.notices, state.isDraining) }
         settings = try await Origin.adopt(origin, configuration, state.salvage, mesh, file)
         timeline = try Timeline(
             catalog: catalog, history: state.history, node: identity.node, logger: logger)
         let swarm = try Node.startSwarm(configuration, settings, membership, mesh.port)
         self.swarm = swarm
         let logs = try HolderLogs(
-            catalog: catalog, identity: identity, capacity: isDraining ? 0 : capacityBytes,
+            catalog: catalog, identity: identity, capacity: state.isDraining ? 0 : capacityBytes,
             logger: logger)
         holderLogs = logs
         exchange = ContentExchange(
@@ -230,18 +223,15 @@ public final class Node: Sendable {
                 isFull: { [space] in space.isFull },
                 note: { extent in try logs.note([extent]) { mesh.pokeAll() } }))
         gossip = Gossip(mesh: mesh, timeline: timeline, logger: logger)
-        let (copies, machine, capacity) = (settings.copies, file.machine, capacityBytes)
-        let grace = configuration.graceSeconds
+        let usual = Replicator.Options(
+            copies: settings.copies, machine: file.machine, capacity: capacityBytes,
+            graceSeconds: configuration.graceSeconds, lacksRoom: false)
         replicator = Replicator(
             catalog: catalog, mesh: mesh, node: identity.node, logger: logger,
             dropper: Dropper(
                 catalog: catalog, store: store, exchange: exchange, holderLogs: logs, mesh: mesh,
                 logger: logger),
-            options: {
-                Replicator.Options(
-                    copies: copies, machine: machine, capacity: link.node?.countedBytes ?? capacity,
-                    graceSeconds: grace, lacksRoom: link.node?.lacksRoom() ?? false)
-            },
+            options: { link.node?.options(usual) ?? usual },
             promote: { extent in try link.node?.promote(extent) })
         publisher = Publisher(catalog: catalog, store: store, logger: logger) { extents in
             link.node?.published(extents)
@@ -325,6 +315,7 @@ public final class Node: Sendable {
             Timeline.Hooks(
                 announce: { mesh.pokeAll() },
                 applied: { [weak self] in self?.applied($0) },
+                applying: { [weak self] in self?.applying() ?? {} },
                 isPinned: { publisher.holds($0) },
                 rank: { mesh.peers.filter { $0.isOnline && $0.node < identity.node }.count },
                 isAwaiting: { gossip.isAwaiting },

@@ -63,6 +63,8 @@ struct RepairPlan {
     private var busyUntil: [NodeID: Instant] = [:]
     private var silentUntil: [NodeID: Instant] = [:]
     private var fullUntil: [NodeID: (time: Instant, length: UInt64)] = [:]
+    /// Copies on their way to where they belong: until when they count as moved, and their bytes.
+    private var moving: [Int64: (until: Instant, bytes: UInt64)] = [:]
     private var surveyed: Instant?
     var mustSurvey = true
 
@@ -130,7 +132,9 @@ struct RepairPlan {
         guard isLacking(holders, holding.copies) else {
             // By what nodes have that are there: of the absent ones each node thinks for itself.
             let present = holders.filter { online.contains($0.key) }
-            if holders[node] == .cloning, !isLacking(present, holding.copies) {
+            if holders[node] == .cloning, !isLacking(present, holding.copies),
+                !belongsHere(holding)
+            {
                 needless.append(holding.extent)
             }
             return setLack(number, nil)
@@ -140,6 +144,12 @@ struct RepairPlan {
             Lack(
                 number: number, extent: holding.extent, copies: holding.copies, holders: holders,
                 since: lacking[number]?.since ?? now))
+    }
+
+    private func belongsHere(_ holding: Holding) -> Bool {
+        Placement.order(
+            of: holding.extent.root, among: Array(nodes.values), copies: holding.copies
+        ).prefix(holding.copies).contains { $0.id == node }
     }
 
     private mutating func noteSurplus(
@@ -270,6 +280,62 @@ struct RepairPlan {
         ).map { Dropper.Attempt(extent: holding.extent, rule: $0) }
     }
 
+    /// Everything has its copies.
+    var isSettled: Bool { lacking.isEmpty }
+
+    /// How many bytes this disk has beyond its share of what all store, those on their way to others
+    /// not counted; 0 until it is far beyond, so that nothing moves to and fro.
+    mutating func excess(_ stored: [NodeID: UInt64], _ now: Instant) -> UInt64 {
+        moving = moving.filter { now < $0.value.until }
+        let own = Double(stored[node] ?? 0) - moving.values.reduce(0) { $0 + Double($1.bytes) }
+        let ideal = ideal(stored)[node] ?? 0
+        guard own > ideal * (1 + Replicator.unevenMax) else { return 0 }
+        return UInt64(own - ideal)
+    }
+
+    /// What each node would store of all that is stored if all were filled evenly.
+    private func ideal(_ stored: [NodeID: UInt64]) -> [NodeID: Double] {
+        let shares = Placement.shares(among: Array(nodes.values), copies: copies)
+        let total = stored.filter { nodes[$0.key] != nil }.reduce(0) { $0 + Double($1.value) }
+        let sum = max(shares.values.reduce(0, +), .leastNonzeroMagnitude)
+        return shares.mapValues { total * $0 / sum }
+    }
+
+    /// Whom to ask for copies of contents that are here and do not belong here. What is here then is
+    /// one too many, and goes by the rule of all such.
+    ///
+    /// - Parameter excess: bytes that are to go.
+    mutating func moves(
+        _ holdings: [Holding], excess: UInt64, stored: [NodeID: UInt64], _ now: Instant
+    ) -> [NodeID: [Lack]] {
+        var left = excess
+        var requests: [NodeID: [Lack]] = [:]
+        let ideal = ideal(stored)
+        for holding in holdings where holding.extent.length <= left && moving[holding.number] == nil
+        {
+            let order = Placement.order(
+                of: holding.extent.root, among: Array(nodes.values), copies: holding.copies)
+            let holders = Set(holding.holders.map(\.node))
+            let places = order.prefix(holding.copies).map(\.id)
+            guard holding.state == .stored, holding.isReferenced, !places.contains(node),
+                let target = places.first(where: { place in
+                    !holders.contains(place)
+                        && Double(stored[place] ?? 0) < (ideal[place] ?? 0)
+                        && readiness(of: place, holding.extent.length, isRunning: false, now)
+                            == .ready
+                })
+            else { continue }
+            left -= holding.extent.length
+            moving[holding.number] = (now + Replicator.movingMax, holding.extent.length)
+            asked[target, default: [:]][holding.number] = now
+            requests[target, default: []].append(
+                Lack(
+                    number: holding.number, extent: holding.extent, copies: holding.copies,
+                    holders: [:], since: now))
+        }
+        return requests
+    }
+
     /// Whom to ask for which contents now.
     mutating func requests(_ now: Instant) -> [NodeID: [Lack]] {
         var requests: [NodeID: [Lack]] = [:]
@@ -311,24 +377,21 @@ struct RepairPlan {
         }
         var chosen: [NodeID] = []
         for onFreshMachine in [true, false] {
-            var mayComeLater = false
             for candidate in begun.sorted() + others {
                 guard missing > 0 || onFreshMachine && machinesMissing > 0 else { break }
                 guard let machine = nodes[candidate]?.machine,
                     used.contains(machine) != onFreshMachine
                 else { continue }
                 let isRunning = begun.contains(candidate)
-                switch readiness(of: candidate, lack.extent.length, isRunning: isRunning, now) {
-                case .ready:
-                    chosen.append(candidate)
-                    missing -= 1
-                    if used.insert(machine).inserted { machinesMissing -= 1 }
-                case .later: mayComeLater = true
-                case .never: break
-                }
+                let readiness = readiness(
+                    of: candidate, lack.extent.length, isRunning: isRunning, now)
+                if readiness == .never { continue }
+                // Who is only busy can take it soon: that is worth the wait, for if the next ones
+                // took what the right ones have no time for, disks would fill unevenly.
+                if readiness == .ready { chosen.append(candidate) }
+                missing -= 1
+                if used.insert(machine).inserted { machinesMissing -= 1 }
             }
-            // A machine that is only busy can take it soon: it is worth the wait.
-            if mayComeLater { break }
         }
         return chosen
     }
@@ -336,7 +399,9 @@ struct RepairPlan {
     private mutating func order(_ number: Int64) -> [NodeID] {
         guard let lack = lacking[number] else { return [] }
         if let order = lack.order { return order }
-        let order = Placement.order(of: lack.extent.root, among: Array(nodes.values)).map(\.id)
+        let order = Placement.order(
+            of: lack.extent.root, among: Array(nodes.values), copies: lack.copies
+        ).map(\.id)
         lacking[number]?.order = order
         return order
     }

@@ -41,6 +41,8 @@ struct ReplicationWait {
         // What the others have counts as no copy.
         let storing = peers.filter { $0.hello.capacityBytes > 0 }
         let stores = node.countedBytes > 0
+        let machines = Set(
+            storing.map(\.hello.machine) + (stores ? [node.file.machine] : []))
         var unavailable = 0
         var full = 0
         var remaining: [(extent: Extent, copies: Int)] = []
@@ -52,10 +54,15 @@ struct ReplicationWait {
             for (index, content) in part.enumerated() {
                 // No file has it any more.
                 guard let here = own[index] else { continue }
-                let counted =
-                    storing.count { theirs[$0.node]?.states[index] == .stored }
-                    + (stores && here == .stored ? 1 : 0)
-                if counted >= content.copies { continue }
+                var holding = storing.filter { theirs[$0.node]?.states[index] == .stored }
+                    .map(\.hello.machine)
+                if stores, here == .stored { holding.append(node.file.machine) }
+                let counted = holding.count
+                if counted >= content.copies,
+                    Set(holding).count >= min(content.copies, machines.count)
+                {
+                    continue
+                }
                 remaining.append(content)
                 let answers = peers.map { theirs[$0.node]?.states[index] } + [here]
                 // Only if all have answered.

@@ -39,6 +39,16 @@ final class Replicator: Sendable {
     static let fullPause = Duration.seconds(30)
     static let askTimeout = Duration.seconds(5)
 
+    /// Beyond its share a disk may have so much, as a part of it, before copies move.
+    static let unevenMax = 0.03
+    /// Between looks at how evenly disks are filled, and a look's share of all time.
+    static let balanceInterval = Duration.seconds(5)
+    static let balanceShare = 100
+    /// Contents looked at each time for what can move.
+    static let balanceStep = 512
+    /// A copy that moves counts as moved for so long, whether it came to anything or not.
+    static let movingMax = Duration.seconds(180)
+
     private let catalog: Catalog
     private let mesh: Mesh
     private let node: NodeID
@@ -101,14 +111,15 @@ final class Replicator: Sendable {
             logger.error("what was being dropped: \(error)")
         }
         var plan = RepairPlan(node: node)
+        var balance = Balance()
         for await _ in wakeup.stream {
             if Task.isCancelled { return }
-            do { try await pass(&plan) } catch { logger.error("replication: \(error)") }
+            do { try await pass(&plan, &balance) } catch { logger.error("replication: \(error)") }
             try? await Task.sleep(for: Self.passPause)
         }
     }
 
-    private func pass(_ plan: inout RepairPlan) async throws {
+    private func pass(_ plan: inout RepairPlan, _ balance: inout Balance) async throws {
         let options = options()
         let (nodes, online) = try await Blocking.run { [self] in try live(options) }
         plan.setNodes(nodes, online: online, copies: options.copies)
@@ -120,8 +131,11 @@ final class Replicator: Sendable {
         }
         for extent in plan.takeNeedless() { dropper.exchange.endClone(extent) }
         try await drop(&plan, options, now)
-        let requests = plan.requests(now)
+        var requests = plan.requests(now)
         amounts.withLock { $0 = plan.amounts }
+        if requests.isEmpty, plan.isSettled, options.capacity > 0, now >= balance.due {
+            requests = try await moves(&plan, &balance, options)
+        }
         guard !requests.isEmpty else { return }
         await withTaskGroup(of: (NodeID, [RepairPlan.Lack], Answers?).self) { group in
             for (candidate, contents) in requests {
@@ -188,6 +202,44 @@ final class Replicator: Sendable {
             }
             return attempts.compactMap(\.1)
         }
+    }
+
+    // MARK: Filling evenly
+
+    private struct Balance {
+        var due = ContinuousClock.now
+        /// Contents up to here were looked at.
+        var cursor: Int64 = 0
+    }
+
+    /// Copies that are to move from this disk to ones that are less full.
+    private func moves(
+        _ plan: inout RepairPlan, _ balance: inout Balance, _ options: Options
+    ) async throws -> [NodeID: [RepairPlan.Lack]] {
+        let begin = ContinuousClock.now
+        let stored = try await Blocking.run { [catalog] in
+            try catalog.snapshot { try $0.storedBytes() }
+        }
+        let now = ContinuousClock.now
+        balance.due =
+            now + max(Self.balanceInterval, (now - begin) * Self.balanceShare)
+        let excess = plan.excess(stored, now)
+        guard excess > 0 else { return [:] }
+        let holdings = try await Blocking.run { [catalog, cursor = balance.cursor] in
+            try catalog.snapshot { reader in
+                try reader.holdings(
+                    after: cursor, limit: Self.balanceStep, copies: options.copies
+                ).map { holding in
+                    var holding = holding
+                    holding.holders = try reader.holders(of: holding.extent.root)
+                    return holding
+                }
+            }
+        }
+        balance.cursor = holdings.count < Self.balanceStep ? 0 : holdings.last?.number ?? 0
+        // There is more to do: soon.
+        balance.due = now + max(Self.interval, (now - begin) * Self.balanceShare)
+        return plan.moves(holdings, excess: excess, stored: stored, now)
     }
 
     // MARK: Looking

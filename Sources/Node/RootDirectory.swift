@@ -251,6 +251,15 @@ struct KnownRoots {
         var fileSystem: String?
         /// Of `volume.json`: which file it is, and since when.
         var place: String?
+
+        init(root: FilePath, _ file: VolumeFile, fileSystem: String?) {
+            self.root = root.string
+            volume = file.volume
+            node = file.node
+            name = file.name
+            self.fileSystem = fileSystem
+            place = RootDirectory.place(root)
+        }
     }
 
     let path: String

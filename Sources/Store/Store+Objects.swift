@@ -69,21 +69,7 @@ extension Store {
     ///
     /// - Throws: `.mismatch` when they are not what the extent says.
     public func storeObject(_ extent: Extent, bytes: [UInt8]) throws(StoreError) {
-        guard UInt64(bytes.count) == extent.length, !bytes.isEmpty else {
-            throw StoreError("store object", .mismatch)
-        }
-        let hashed = Merkle.hash(bytes)
-        guard hashed.extent == extent else { throw StoreError("store object", .mismatch) }
-        let new = try temporary()
-        do throws(StoreError) {
-            try write(bytes, to: new.file.raw, "object")
-            try synchronize(new.file.raw, "object")
-            try install(hashed, file: new.file.raw, name: new.name, in: temporaries)
-            try fanOut(extent.root).synchronize()
-        } catch {
-            _ = try? temporaries.remove(new.name)
-            throw error
-        }
+        _ = try storeObjects([(extent, bytes)])[0].get()
     }
 
     /// The object's file has another name: it is still being published or fetched.

@@ -2,7 +2,7 @@ import CStore
 import Glibc
 import Synchronization
 import SystemPackage
-import Volume
+public import Volume
 
 /// A staging file and what hashing it gave.
 public struct Publication: Hashable, Sendable {
@@ -61,17 +61,51 @@ extension Store {
     public func publishBatch(
         _ publications: [Publication]
     ) throws(StoreError) -> [Result<PublishOutcome, StoreError>] {
-        let syncsWholeDisk = publications.count >= Self.wholeDiskSyncFilesMin
-        var prepared: [Result<Prepared, StoreError>] = []
-        for publication in publications {
+        try installBatch(publications, prepare)
+    }
+
+    /// Stores small contents that arrived whole, in open replies for example, with few waits for the
+    /// disk. Every one has its own result, in the order given: `.mismatch` when the bytes are not
+    /// what the extent says.
+    ///
+    /// - Throws: as `publishBatch`.
+    public func storeObjects(
+        _ contents: [(extent: Extent, bytes: [UInt8])]
+    ) throws(StoreError) -> [Result<PublishOutcome, StoreError>] {
+        try installBatch(contents) { (content, syncsWholeDisk) throws(StoreError) in
+            guard UInt64(content.bytes.count) == content.extent.length, !content.bytes.isEmpty
+            else { throw StoreError("store object", .mismatch) }
+            let hashed = Merkle.hash(content.bytes)
+            guard hashed.extent == content.extent else {
+                throw StoreError("store object", .mismatch)
+            }
+            let new = try temporary()
             do throws(StoreError) {
-                prepared.append(.success(try prepare(publication, syncsWholeDisk)))
+                try write(content.bytes, to: new.file.raw, "object")
+                return try prepare(
+                    hashed, file: new.file.raw, new.name, in: temporaries, syncsWholeDisk)
+            } catch {
+                _ = try? temporaries.remove(new.name)
+                throw error
+            }
+        }
+    }
+
+    private func installBatch<Item>(
+        _ items: [Item], _ prepare: (Item, Bool) throws(StoreError) -> Prepared
+    ) throws(StoreError) -> [Result<PublishOutcome, StoreError>] {
+        let syncsWholeDisk = items.count >= Self.wholeDiskSyncFilesMin
+        var prepared: [Result<Prepared, StoreError>] = []
+        for item in items {
+            do throws(StoreError) {
+                prepared.append(.success(try prepare(item, syncsWholeDisk)))
             } catch { prepared.append(.failure(error)) }
         }
         // What is still in `tmp/` at the end, whatever the reason, is of no use to anybody.
         defer {
             for case .success(let item) in prepared {
                 if let layer = item.layer { _ = try? temporaries.remove(layer) }
+                if item.directory === temporaries { _ = try? temporaries.remove(item.name) }
             }
         }
         if syncsWholeDisk { try system("syncfs") { cstore_syncfs(root.raw) } }
@@ -95,8 +129,9 @@ extension Store {
         return outcomes
     }
 
-    /// A staging file whose bytes, and whose layer in `tmp/`, only lack their names.
+    /// A file whose bytes, and whose layer in `tmp/`, only lack their names.
     private struct Prepared {
+        let directory: Directory
         let name: String
         let hashed: HashedExtent
         let layer: String?
@@ -112,16 +147,23 @@ extension Store {
         guard try FileStatus(of: file.raw).size == hashed.extent.length else {
             throw StoreError("publish \(name)", .wrongLength)
         }
+        return try prepare(hashed, file: file.raw, name, in: staging, syncsWholeDisk)
+    }
+
+    private func prepare(
+        _ hashed: HashedExtent, file: CInt, _ name: String, in directory: Directory,
+        _ syncsWholeDisk: Bool
+    ) throws(StoreError) -> Prepared {
         var layer: String?
         if syncsWholeDisk {
             // Not an error if it fails: syncfs waits for everything anyway.
-            _ = cstore_start_writing(file.raw)
+            _ = cstore_start_writing(file)
             if !hashed.layer.isEmpty { layer = try writeLayer(hashed, then: .leaveToCaller) }
         } else {
-            try synchronize(file.raw, "staging/\(name)")
+            try synchronize(file, "\(directory.label)/\(name)")
             if !hashed.layer.isEmpty { layer = try writeLayer(hashed, then: .synchronize) }
         }
-        return Prepared(name: name, hashed: hashed, layer: layer)
+        return Prepared(directory: directory, name: name, hashed: hashed, layer: layer)
     }
 
     private func finish(_ prepared: Prepared) throws(StoreError) -> PublishOutcome {
@@ -129,8 +171,9 @@ extension Store {
         if let layer = prepared.layer {
             try temporaries.rename(layer, to: try fanOut(root), layerName(root))
         }
-        let file = try staging.open(prepared.name, O_RDONLY)
-        return try name(prepared.hashed.extent, file: file.raw, prepared.name, in: staging)
+        let file = try prepared.directory.open(prepared.name, O_RDONLY)
+        return try name(
+            prepared.hashed.extent, file: file.raw, prepared.name, in: prepared.directory)
     }
 
     /// Writes a layer into `tmp/`; its name there.

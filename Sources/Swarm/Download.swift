@@ -67,9 +67,20 @@ public final class Download: LoadedTorrent {
     public func fetchAll() {
         state.withLock { state in
             state.isSequential = true
+            state.wantsAll = true
             session.setSequential(token, true)
             let changed = state.want(0..<extent.pieceCount, .background)
             apply(changed, &state)
+        }
+    }
+
+    /// What is rare among the peers comes first from now on, so that those who fetch the same have
+    /// something to give each other.
+    public func fetchRarestFirst() {
+        state.withLock { state in
+            guard state.isSequential else { return }
+            state.isSequential = false
+            session.setSequential(token, false)
         }
     }
 

@@ -48,6 +48,8 @@ struct DownloadState {
     private var waiters: [UInt64: Waiter] = [:]
     private var nextWaiter: UInt64 = 1
     var isSequential = false
+    /// Replication wants every piece.
+    var wantsAll = false
     /// Runs for others even while nothing is wanted.
     var isServing = false
     var status = TransferStatus()
@@ -90,7 +92,7 @@ struct DownloadState {
     /// Lowers what read-ahead and demand asked for to what replication asks for, or to nothing.
     mutating func unwant(_ range: Range<Int>) -> (pieces: [UInt32], priorities: [UInt8]) {
         var changed: (pieces: [UInt32], priorities: [UInt8]) = ([], [])
-        let value: UInt8 = isSequential ? 1 : 0
+        let value: UInt8 = wantsAll ? 1 : 0
         for piece in range where !verified[piece] && priorities[piece] > value {
             // A piece somebody waits for stays wanted.
             if waiters.values.contains(where: { $0.pieces.contains(piece) }) { continue }

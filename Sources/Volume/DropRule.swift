@@ -41,7 +41,7 @@ public struct DropAttempt: Hashable, Sendable {
         root: ContentRoot, node: NodeID, nonce: UInt64, copies: Int, holders: Set<NodeID>,
         among nodes: [PlacementNode]
     ) {
-        let order = Placement.order(of: root, among: nodes)
+        let order = Placement.order(of: root, among: nodes, copies: copies)
         let position = { (id: NodeID) in order.firstIndex { $0.id == id } ?? Int.max }
         let own = position(node)
         guard own >= copies, holders.allSatisfy({ (position($0), $0) <= (own, node) }) else {

@@ -19,20 +19,64 @@ public struct PlacementNode: Hashable, Sendable {
 /// A node that joins or leaves moves only what it takes or held. The arithmetic is in integers: the
 /// last digit of a logarithm differs between C libraries, and two nodes must never differ.
 public enum Placement {
-    /// All candidates in order of preference: the first T are where T copies belong, the next take over
-    /// what a full or absent one refuses.
+    /// All candidates in order of preference: the first `copies` are where copies belong, the next
+    /// take over what a full or absent one refuses.
     ///
-    /// No machine comes a second time before every machine came once.
-    public static func order(of root: ContentRoot, among nodes: [PlacementNode]) -> [PlacementNode]
-    {
+    /// No machine comes a second time before every machine came once. A machine so large that its
+    /// share is a copy of everything comes first, so that all machines fill evenly.
+    public static func order(
+        of root: ContentRoot, among nodes: [PlacementNode], copies: Int
+    ) -> [PlacementNode] {
+        let large = largeMachines(nodes, copies: copies)
         var onMachine: [String: Int] = [:]
-        let tiers = ranked(root, nodes).map { node in
+        let ranked = ranked(root, nodes)
+        let first = ranked.filter { large.contains($0.machine) }
+        let tiers = (first + ranked.filter { !large.contains($0.machine) }).map { node in
             let tier = onMachine[node.machine, default: 0]
             onMachine[node.machine] = tier + 1
             return (tier, node)
         }
         let last = tiers.map(\.0).max() ?? -1
         return (0..<(last + 1)).flatMap { tier in tiers.filter { $0.0 == tier }.map(\.1) }
+    }
+
+    /// The copies of one content that each node has, on average, when all fill evenly: 0 to 1.
+    public static func shares(among nodes: [PlacementNode], copies: Int) -> [NodeID: Double] {
+        let able = nodes.filter { $0.capacity > 0 }
+        let large = largeMachines(able, copies: copies)
+        let rest = able.filter { !large.contains($0.machine) }
+        func sum(_ nodes: [PlacementNode]) -> Double {
+            nodes.reduce(0) { $0 + Double(weight($1.capacity)) }
+        }
+        let left = Double(max(0, copies - large.count)) / max(sum(rest), 1)
+        var shares: [NodeID: Double] = [:]
+        for node in rest { shares[node.id] = min(1, left * Double(weight(node.capacity))) }
+        for machine in large {
+            let disks = able.filter { $0.machine == machine }
+            for disk in disks { shares[disk.id] = Double(weight(disk.capacity)) / sum(disks) }
+        }
+        return shares
+    }
+
+    /// Machines that have a copy of everything when all fill evenly: no machine has two of one content,
+    /// so that the largest can be too large for its share. What is left is for the others.
+    static func largeMachines(_ nodes: [PlacementNode], copies: Int) -> Set<String> {
+        var sizes: [String: UInt64] = [:]
+        for node in nodes where node.capacity > 0 {
+            // In units that cannot overflow below: 64 copies of the largest sum.
+            sizes[node.machine, default: 0] += max(1, weight(node.capacity) >> 16)
+        }
+        var left = sizes.values.reduce(0, +)
+        var large: Set<String> = []
+        for (machine, size) in sizes.sorted(by: { ($1.value, $0.key) < ($0.value, $1.key) }) {
+            let copiesLeft = copies - large.count
+            guard copiesLeft > 0,
+                size.multipliedReportingOverflow(by: UInt64(copiesLeft)).partialValue >= left
+            else { break }
+            large.insert(machine)
+            left -= size
+        }
+        return large
     }
 
     /// Whether copies on these machines are spread as well as the volume allows: on as many machines

@@ -95,7 +95,21 @@ struct ContentTests {
             #expect(holdings.map(\.isReferenced) == [true, true, false])
             let holding = try catalog.read { try $0.holding(holdings[1].number, copies: 2) }
             #expect(holding?.holders.map(\.state) == [.stored, .cached, .stored])
+        }
+    }
 
+    @Test func holdersAndContentsAreForgotten() throws {
+        try withCatalog { catalog in
+            let extents = try (1...3).map { try extent(UInt8($0)) }
+            let file = try catalog.make("f")
+            _ = try catalog.perform { tx in
+                _ = try tx.setContent(
+                    file.ino, .extents(Array(extents[..<2])), modified: time(1), now: time(1))
+                for node in nodes[..<2] {
+                    try tx.setHolder(of: extents[0], node, .stored, since: 1)
+                }
+                try tx.setHolder(of: extents[2], nodes[2], .stored, since: 1)
+            }
             try catalog.perform { try $0.clearHolders(nodes[2]) }
             #expect(try catalog.perform { try $0.forgetContents(after: 0, limit: 9) } == nil)
             #expect(

@@ -192,7 +192,9 @@ struct RepairPlanTests {
             #expect(plan.drops(now, settling: .seconds(60)) { 1 }.isEmpty)
             let attempts = plan.drops(later, settling: .seconds(60)) { 1 }
             ours += attempts.count
-            let order = Placement.order(of: holding.extent.root, among: Self.nodes).map(\.id)
+            let order = Placement.order(
+                of: holding.extent.root, among: Self.nodes, copies: 2
+            ).map(\.id)
             #expect(attempts.isEmpty == (order.filter { $0 != Self.ids[1] }.last != Self.ids[0]))
             // Not at once again.
             #expect(plan.drops(later, settling: .seconds(60)) { 1 }.isEmpty)
@@ -201,6 +203,32 @@ struct RepairPlanTests {
             #expect(plan.drops(later + .seconds(600), settling: .zero) { 1 }.isEmpty)
         }
         #expect(ours > 5)
+    }
+
+    @Test("A disk that has more than its share gives away what does not belong on it, no more")
+    func uneven() throws {
+        let nodes = [1, 2, 8].enumerated().map {
+            PlacementNode(
+                id: Self.ids[$0.offset], machine: "m\($0.offset)",
+                capacity: UInt64($0.element) << 40)
+        }
+        var plan = RepairPlan(node: Self.ids[0])
+        plan.setNodes(nodes, online: Set(Self.ids[..<3]), copies: 2)
+        // All was written here: one copy of each stayed.
+        let holdings = try (1...Int64(300)).map { try holding($0, [0: .stored, 2: .stored]) }
+        let stored = [Self.ids[0]: UInt64(300) << 20, Self.ids[2]: UInt64(300) << 20]
+        let excess = plan.excess(stored, now)
+        #expect(excess == 200 << 20)
+        let moves = plan.moves(holdings, excess: excess, stored: stored, now)
+        #expect(Set(moves.keys) == [Self.ids[1]])
+        #expect((1...Replicator.clonesMax).contains(moves[Self.ids[1]]?.count ?? 0))
+        // What is on its way is not counted twice.
+        let moved = UInt64(moves[Self.ids[1]]?.count ?? 0) << 20
+        #expect(plan.excess(stored, now) == excess - moved)
+        let even = [Self.ids[0]: UInt64(101), Self.ids[1]: 199, Self.ids[2]: 300]
+        var settled = RepairPlan(node: Self.ids[0])
+        settled.setNodes(nodes, online: Set(Self.ids[..<3]), copies: 2)
+        #expect(settled.excess(even, now) == 0)
     }
 
     @Test("A clone is ended when nodes that are there have enough copies")

@@ -24,12 +24,31 @@ struct PlacementTests {
         ]
         var first: [NodeID: Int] = [:]
         for number in 0..<2000 {
-            first[Placement.order(of: root(UInt64(number)), among: nodes)[0].id, default: 0] += 1
+            first[
+                Placement.order(of: root(UInt64(number)), among: nodes, copies: 1)[0].id, default: 0
+            ] += 1
         }
         #expect((850..<1150).contains(first[nodes[1].id] ?? 0))
         #expect((400..<600).contains(first[nodes[0].id] ?? 0))
         #expect((400..<600).contains(first[nodes[2].id] ?? 0))
         #expect(first[nodes[3].id] == nil)
+    }
+
+    @Test("A machine larger than its share has a copy of everything, and the others fill evenly")
+    func large() {
+        let nodes = [
+            node(1, "a", 1 << 40), node(2, "b", 2 << 40), node(3, "c", 5 << 40),
+            node(4, "c", 3 << 40),
+        ]
+        var count: [String: Int] = [:]
+        for number in 0..<3000 {
+            let order = Placement.order(of: root(UInt64(number)), among: nodes, copies: 2)
+            for node in order.prefix(2) { count[node.machine, default: 0] += 1 }
+        }
+        #expect(count["c"] == 3000)
+        #expect((920..<1080).contains(count["a"] ?? 0))
+        #expect(Placement.largeMachines(nodes, copies: 1).isEmpty)
+        #expect(Placement.largeMachines(nodes, copies: 3) == ["a", "b", "c"])
     }
 
     @Test("No machine takes a second copy before every machine has one", arguments: testSeeds(5))
@@ -40,7 +59,8 @@ struct PlacementTests {
                 node(UInt64($0), "m\(random.number(0..<5))", UInt64(random.number(1..<1000)) << 30)
             }
             let order = Placement.order(
-                of: root(UInt64(number)), among: nodes.shuffled(using: &random))
+                of: root(UInt64(number)), among: nodes.shuffled(using: &random),
+                copies: random.number(1..<5))
             #expect(Set(order.map(\.id)) == Set(nodes.map(\.id)))
             let count = Set(nodes.map(\.machine)).count
             #expect(Set(order.prefix(count).map(\.machine)).count == count)
@@ -57,8 +77,12 @@ struct PlacementTests {
         let joined = nodes + [node(7, "m7")]
         var moved = 0
         for number in 0..<500 {
-            let before = Placement.order(of: root(UInt64(number)), among: nodes).prefix(2).map(\.id)
-            let after = Placement.order(of: root(UInt64(number)), among: joined).prefix(2).map(\.id)
+            let before = Placement.order(of: root(UInt64(number)), among: nodes, copies: 2).prefix(
+                2
+            ).map(\.id)
+            let after = Placement.order(of: root(UInt64(number)), among: joined, copies: 2).prefix(
+                2
+            ).map(\.id)
             let gained = Set(after).subtracting(before)
             #expect(gained.isEmpty || gained == [NodeID(high: 0, low: 7)])
             moved += gained.count
@@ -197,7 +221,7 @@ struct DropRuleTests {
         let nodes = (0..<3).map {
             PlacementNode(id: NodeID(high: 0, low: $0), machine: "m\($0)", capacity: 1 << 40)
         }
-        let order = Placement.order(of: root, among: nodes).map(\.id)
+        let order = Placement.order(of: root, among: nodes, copies: 2).map(\.id)
         let holders = Set(order)
         func attempt(_ node: NodeID) -> DropAttempt? {
             DropAttempt(root: root, node: node, nonce: 5, copies: 2, holders: holders, among: nodes)
