@@ -104,9 +104,8 @@ public final class Notifier: Sendable {
         }
     }
 
-    /// Calls the body on the notifier's thread when all that was queued before has been sent.
-    public func run(_ body: @escaping @Sendable () -> Void) -> Bool {
-        enqueue(.work(body))
+    func run(_ work: @escaping RequestTable.Work) -> Bool {
+        enqueue(.work(work))
     }
 
     /// For work that was accepted before and must not get lost: its number is bounded by

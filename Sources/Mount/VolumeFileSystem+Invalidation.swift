@@ -44,18 +44,6 @@ extension VolumeFileSystem {
     /// Notifications queued at once: well below the notifier's bound.
     static let notificationsMax = 4096
 
-    /// Rows are about to change that the kernel knows of: whoever opens a file in the time until it
-    /// has been told would be given new bytes, and a size from before. Calls are counted.
-    public func changesBegin() { untold.wrappingAdd(1, ordering: .sequentiallyConsistent) }
-
-    /// All changes have been passed to `invalidate`.
-    public func changesEnded() { untold.wrappingSubtract(1, ordering: .sequentiallyConsistent) }
-
-    /// Whether the kernel may remember what the catalog has replaced.
-    var isKernelBehind: Bool {
-        untold.load(ordering: .sequentiallyConsistent) > 0 || postponed.withLock { !$0.isEmpty }
-    }
-
     /// The catalog has changed already.
     public func invalidate(_ effects: AppliedEffects) { invalidate(VolumeChange(effects)) }
 
@@ -144,15 +132,9 @@ extension VolumeFileSystem {
     /// stale answer would be kept for an hour.
     private func send(_ news: Invalidation) {
         guard !news.isEmpty, let session else { return }
-        changesBegin()
-        let isAccepted = session.afterCurrentRequests {
-            self.notify(news, session.notifier)
-            if !session.notifier.run({ self.changesEnded() }) { self.changesEnded() }
-        }
-        guard !isAccepted else { return }
+        let isAccepted = session.afterCurrentRequests { self.notify(news, session.notifier) }
         // Too many wait already: goes with the next one that gets through.
-        postponed.withLock { $0.merge(news) }
-        changesEnded()
+        if !isAccepted { postponed.withLock { $0.merge(news) } }
     }
 
     private func notify(_ news: Invalidation, _ notifier: Notifier) {

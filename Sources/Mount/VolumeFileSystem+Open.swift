@@ -188,11 +188,6 @@ extension VolumeFileSystem {
 
     /// - Returns: nil when the bytes are being prepared; the caller then waits in `state.waiting`.
     private func openLocked(_ vnode: Vnode, _ opening: Opening) throws(Errno) -> Opened? {
-        // The version that is opened may be newer than the size that the kernel remembers, and it
-        // goes by that where it reads and appends.
-        defer {
-            if isKernelBehind { session?.notifier.forgetAttributes(ofRequested: vnode.nodeid) }
-        }
         let mayOpen =
             vnode.state.waiting == nil || !opening.writes && vnode.state.isReadableMeanwhile
         guard mayOpen else { return nil }

@@ -56,8 +56,6 @@ public final class VolumeFileSystem: FileSystem {
     let makesOverlays: Bool
     /// Invalidations that found no room; see `VolumeFileSystem+Invalidation`.
     let postponed = Mutex(Invalidation())
-    /// Changes that the kernel was not told of yet; see there.
-    let untold = Atomic<Int>(0)
     private let attached = Mutex<Session?>(nil)
 
     public init(

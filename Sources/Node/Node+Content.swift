@@ -154,13 +154,6 @@ extension Node {
         return isStored
     }
 
-    /// Rows change from here on, until what is returned is called: then that was told.
-    func applying() -> () -> Void {
-        guard let fileSystem = running.withLock({ $0.mount?.fileSystem }) else { return {} }
-        fileSystem.changesBegin()
-        return { fileSystem.changesEnded() }
-    }
-
     /// What came from elsewhere is in the catalog: the kernel forgets what it remembers of it.
     func applied(_ effects: AppliedEffects) {
         running.withLock { $0.mount?.fileSystem }?.invalidate(effects)

@@ -315,7 +315,6 @@ public final class Node: Sendable {
             Timeline.Hooks(
                 announce: { mesh.pokeAll() },
                 applied: { [weak self] in self?.applied($0) },
-                applying: { [weak self] in self?.applying() ?? {} },
                 isPinned: { publisher.holds($0) },
                 rank: { mesh.peers.filter { $0.isOnline && $0.node < identity.node }.count },
                 isAwaiting: { gossip.isAwaiting },

@@ -106,8 +106,6 @@ private final class Restoration {
                 "There was no \(Node.text(path)) in the volume then (commit \(reply.commit.prefix(12)), \(reply.time)). `delugefs log` shows when there was."
             )
         }
-        let end = node.applying()
-        defer { end() }
         if let target {
             try restoreElsewhere(item, target)
         } else {

@@ -101,8 +101,6 @@ final class Timeline: Sendable {
         var announce: @Sendable () -> Void = {}
         /// Rows changed by what came from elsewhere.
         var applied: @Sendable (AppliedEffects) -> Void = { _ in }
-        /// That begins; what is returned is called when all of it was told.
-        var applying: @Sendable () -> () -> Void = { {} }
         /// Inodes that are open: their rows stay when the last link goes.
         var isPinned: @Sendable (InodeNumber) -> Bool = { _ in false }
         /// This node's rank among the online ones.
@@ -720,8 +718,6 @@ final class Timeline: Sendable {
             defer { releaseMemory(after: change.records.count) }
             let removal = try removal(in: change)
             let hooks = hooks.withLock(\.self)
-            let end = hooks.applying()
-            defer { end() }
             let effects = try OwnThread.run("apply") { [catalog] in
                 try catalog.apply(
                     change, commit: commit, isPinned: hooks.isPinned, ahead: hooks.applied)
