@@ -15,10 +15,13 @@ final class Disk: Sendable {
     private let kind: Kind
     let image: String
 
-    init(_ workshop: Workshop, _ name: String, _ kind: Kind = .directory) async throws {
+    /// - Parameter store: where its image is; nil: in the workshop.
+    init(
+        _ workshop: Workshop, _ name: String, _ kind: Kind = .directory, in store: Disk? = nil
+    ) async throws {
         self.kind = kind
         path = try workshop.make("disk-\(name)")
-        image = "\(workshop.directory)/\(name).image"
+        image = "\(store?.path ?? workshop.directory)/\(name).image"
         switch kind {
         case .directory: return
         case .tmpfs: break

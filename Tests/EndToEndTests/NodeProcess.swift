@@ -156,11 +156,19 @@ final class NodeProcess: Sendable {
     func key() async throws -> String { try await command("key").succeeded().line }
 
     func whereIs(_ path: String) async throws -> FileHolders {
-        let outcome = try await command("whereis", "--json", self[path]).succeeded()
+        guard let file = try await whereAre([path]).first else {
+            throw Failure("whereis names no file.")
+        }
+        return file
+    }
+
+    func whereAre(_ paths: [String]) async throws -> [FileHolders] {
+        let outcome = try await host.run(
+            [Machine.binary, "whereis", "--root", root, "--json"] + paths.map { self[$0] },
+            as: account, environment: environment
+        ).succeeded()
         do {
-            let files = try JSONDecoder().decode([FileHolders].self, from: Data(outcome.bytes))
-            guard let file = files.first else { throw Failure("whereis names no file.") }
-            return file
+            return try JSONDecoder().decode([FileHolders].self, from: Data(outcome.bytes))
         } catch { throw Failure("whereis --json of \(name): \(error) in \(outcome.output)") }
     }
 
