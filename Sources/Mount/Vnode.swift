@@ -196,6 +196,8 @@ struct VnodeState {
     @Boxed var copied: FileFacts?
     /// A version from elsewhere took the name: this vnode's bytes are an older one.
     var isSuperseded = false
+    /// What the kernel was last told; it may have counted on from there.
+    var shownSize: UInt64 = 0
     /// The version that the kernel's pages of this nodeid are of, unless they are stale.
     var pages: Stamp?
     /// The bytes changed without the page cache: by passthrough, by a truncation, from elsewhere.

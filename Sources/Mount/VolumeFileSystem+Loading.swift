@@ -1,4 +1,5 @@
 import Catalog
+import FUSE
 import Store
 import SystemPackage
 import Volume
@@ -22,6 +23,15 @@ extension VolumeFileSystem {
             vnode.state.bytes = try contents.open(extents, isLocal, for: vnode.nodeid)
         }
         vnode.state.version = Version(inode, content)
+        forgetOtherSize(vnode, content.length)
+    }
+
+    /// Rows change before the kernel hears of it: it would cut the new version where the old one
+    /// ended, and append to it there.
+    private func forgetOtherSize(_ vnode: Vnode, _ size: UInt64) {
+        guard size != vnode.state.shownSize else { return }
+        vnode.state.shownSize = size
+        session?.notifier.forgetAttributes(ofRequested: vnode.nodeid)
     }
 
     func openObject(_ extent: Extent, for vnode: Vnode) throws(Errno) -> SharedDescriptor? {

@@ -173,27 +173,38 @@ public final class VolumeFileSystem: FileSystem {
         guard inode.kind == .file else { return (catalogAttributes(inode), Self.cacheLifetime) }
         return vnode.locked {
             let isOutdated = vnode.state.recorded > time
-            var attributes = catalogAttributes(isOutdated ? newest(inode) : inode)
-            if vnode.state.isSuperseded, let version = vnode.state.version {
-                attributes.setSize(version.content.length)
+            let (attributes, valid) = shownLocked(isOutdated ? newest(inode) : inode, vnode)
+            vnode.state.shownSize = attributes.size
+            return (attributes, valid)
+        }
+    }
+
+    private func shownLocked(_ inode: Inode, _ vnode: Vnode) -> (Attributes, Duration) {
+        var attributes = catalogAttributes(inode)
+        if let version = vnode.state.version {
+            if vnode.state.isSuperseded {
                 attributes.mtime = FUSE.Timestamp(version.modified)
             }
-            guard let staged = vnode.state.staged else { return (attributes, Self.cacheLifetime) }
-            switch staged.phase {
-            case .published: return (attributes, Self.cacheLifetime)
-            case .sealed(_, let facts):
-                show(facts, &attributes)
-                return (attributes, Self.cacheLifetime)
-            case .unpublished:
-                // Also what is closed: a mapping may still write to it.
-                // The copy's times are no change of the file's while nothing is written to it.
-                if let facts = try? facts(of: staged), !staged.isUntouched(facts) {
-                    show(facts, &attributes)
-                    // What the changed blocks take says nothing.
-                    if staged.overlay != nil { attributes.setSize(facts.size) }
-                }
-                return (attributes, staged.mayBeMapped ? .zero : Self.writingLifetime)
+            // The row may be of a version that has come from elsewhere since the open.
+            if vnode.state.isSuperseded || vnode.state.staged == nil {
+                attributes.setSize(version.content.length)
             }
+        }
+        guard let staged = vnode.state.staged else { return (attributes, Self.cacheLifetime) }
+        switch staged.phase {
+        case .published: return (attributes, Self.cacheLifetime)
+        case .sealed(_, let facts):
+            show(facts, &attributes)
+            return (attributes, Self.cacheLifetime)
+        case .unpublished:
+            // Also what is closed: a mapping may still write to it.
+            // The copy's times are no change of the file's while nothing is written to it.
+            if let facts = try? facts(of: staged), !staged.isUntouched(facts) {
+                show(facts, &attributes)
+                // What the changed blocks take says nothing.
+                if staged.overlay != nil { attributes.setSize(facts.size) }
+            }
+            return (attributes, staged.mayBeMapped ? .zero : Self.writingLifetime)
         }
     }
 
