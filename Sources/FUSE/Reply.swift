@@ -256,6 +256,38 @@ public struct Reply: ~Copyable, Answering {
         isAnswered = true
         return PendingReply.detach(ticket, isKept: false)
     }
+
+    /// READ of a file that perhaps cannot be read: then nothing is answered yet.
+    public consuming func data(
+        ofFile descriptor: Int32, offset: UInt64, size: Int,
+        otherwise: (PendingReply, Errno) -> Void
+    ) {
+        isAnswered = true
+        let ticket = ticket
+        let failure = readAndDeliver(descriptor, offset, size, ticket.connection) { ticket }
+        if let failure {
+            otherwise(
+                PendingReply.detach(ticket, isKept: ticket.opcode.isAnswerKept), failure)
+        }
+    }
+}
+
+/// - Parameter take: called once the bytes are there.
+/// - Returns: why they are not.
+private func readAndDeliver(
+    _ descriptor: Int32, _ offset: UInt64, _ size: Int, _ connection: Connection,
+    _ take: () -> Ticket?
+) -> Errno? {
+    guard let start = off_t(exactly: offset) else { return .invalidArgument }
+    return connection.readBuffers.withBuffer { buffer in
+        let buffer = UnsafeMutableRawBufferPointer(rebasing: buffer[..<min(size, buffer.count)])
+        switch readFully(descriptor, start, into: buffer) {
+        case .success(let count):
+            _ = take()?.deliver(UnsafeRawBufferPointer(rebasing: buffer[..<count]))
+            return nil
+        case .failure(let error): return error
+        }
+    }
 }
 
 /// An answer owed by somebody other than a reader thread. The first answer counts, later ones are
@@ -305,6 +337,14 @@ public final class PendingReply: Answering, Sendable {
             return (state.ticket, state.onInterrupt)
         }
         return ticket
+    }
+
+    /// READ: up to `size` bytes of a file.
+    ///
+    /// - Returns: why it cannot be read; nothing is answered then.
+    public func tryData(ofFile descriptor: Int32, offset: UInt64, size: Int) -> Errno? {
+        guard let connection = state.withLock({ $0.ticket?.connection }) else { return nil }
+        return readAndDeliver(descriptor, offset, size, connection) { take() }
     }
 
     /// The caller got a signal: it waits on until it is answered.

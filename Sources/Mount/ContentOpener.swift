@@ -64,7 +64,7 @@ final class ContentOpener: Sendable {
             if let file = try store.openObject(extent.root) {
                 let shared = SharedDescriptor(file, use)
                 if try store.facts(of: file).size == extent.length { return shared }
-                try store.removeObject(extent.root)
+                // It stays where it is until whoever fetches the rest takes what is good of it.
             }
         } catch { throw error.errno }
         if try noteMissing(extent) {

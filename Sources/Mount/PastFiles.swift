@@ -163,11 +163,12 @@ final class PastFiles: Sendable {
         switch node.file.withLock({ $0?.bytes ?? .unloaded }) {
         case .inline(let bytes):
             reply.data(Array(bytes.dropFirst(Int(clamping: offset)).prefix(size)))
-        case .extents(let extents): RangeReader.read(extents, offset, size, request, reply)
+        case .extents(let extents):
+            RangeReader.read(extents, offset, size, remote, request, reply.detach())
         case .object(let extent, let known):
             do throws(Errno) {
                 let file = try object(extent, known, node)
-                reply.data(ofFile: file.descriptor.rawValue, offset: offset, size: size)
+                RangeReader.read(extent, file, offset, size, remote, request, reply)
             } catch { reply.error(error) }
         case .unloaded, .staging: reply.error(.badFileDescriptor)
         }

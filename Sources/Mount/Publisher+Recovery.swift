@@ -104,8 +104,12 @@ extension Publisher {
 
     /// Verified pieces count only with the file that they are in.
     private func forgetPartials() throws {
-        let present = Set(try store.listPartial())
+        var present = Set(try store.listPartial())
         let known = try catalog.read { try $0.contents(in: .partial, limit: .max) }
+        // A kill came between the row of a damaged object and its move to `partial/`.
+        for entry in known where !present.contains(entry.extent.root) {
+            if try store.setAside(entry.extent) { present.insert(entry.extent.root) }
+        }
         let lost = known.filter { !present.contains($0.extent.root) }
         if !lost.isEmpty {
             try catalog.perform { tx in

@@ -21,7 +21,9 @@ extension VolumeFileSystem {
             case .inline(let bytes):
                 reply.data(Array(bytes.dropFirst(Int(clamping: offset)).prefix(size)))
             case .extents(let extents):
-                RangeReader.read(extents, offset, size, request, reply)
+                RangeReader.read(extents, offset, size, remote, request, reply.detach())
+            case .object(let extent, let file):
+                RangeReader.read(extent, file, offset, size, remote, request, reply)
             case .overlay(let overlay):
                 reply.data(try overlay.read(from: offset, size: size))
             case .file(let file):

@@ -2,7 +2,7 @@ public import Catalog
 import FUSE
 import Synchronization
 import SystemPackage
-import Volume
+public import Volume
 
 /// What the kernel is to forget.
 struct Invalidation {
@@ -124,6 +124,52 @@ extension VolumeFileSystem {
             guard let parent = vnodes.current(link.parent) else { continue }
             news.names.insert(.init(parent: parent.nodeid, name: link.name.bytes))
         }
+    }
+
+    // MARK: Damage
+
+    /// Files whose content a damaged object is that are looked at.
+    private static let damagedFilesMax = 1000
+
+    /// The object is damaged and set aside: what the daemon reads of it comes from what is fetched.
+    /// What the kernel reads by itself is the same file, completed in place.
+    public func setAside(_ extent: Extent) {
+        for vnode in files(with: extent.root) {
+            vnode.locked {
+                vnode.state.pageCacheIsStale = true
+                guard case .cached = vnode.state.mode else { return }
+                let parts: [(extent: Extent, isLocal: Bool)]
+                switch vnode.state.bytes {
+                case .object(extent, _): parts = [(extent, false)]
+                case .extents(let known):
+                    parts = known.map { part in
+                        if case .local = part.source { return (part.extent, part.extent != extent) }
+                        return (part.extent, false)
+                    }
+                default: return
+                }
+                let bytes = try? contents.open(
+                    parts.map(\.extent), parts.map(\.isLocal), for: vnode.nodeid)
+                if let bytes { vnode.state.bytes = bytes }
+            }
+        }
+    }
+
+    /// The object is whole again: the kernel forgets the pages that it has of the damaged one.
+    public func repaired(_ extent: Extent) {
+        var news = Invalidation()
+        for vnode in files(with: extent.root) {
+            let isWritten = vnode.locked { vnode.state.staged?.isUnpublished == true }
+            if !isWritten { news.add(vnode.nodeid, withPages: true) }
+        }
+        send(news)
+    }
+
+    private func files(with root: ContentRoot) -> [Vnode] {
+        let numbers = try? query("repair") { reader throws(Errno) in
+            try reader.inodes(with: root, limit: Self.damagedFilesMax)
+        }
+        return (numbers ?? []).compactMap { vnodes.current($0) }
     }
 
     // MARK: Sending

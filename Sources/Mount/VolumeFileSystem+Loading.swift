@@ -58,6 +58,8 @@ extension VolumeFileSystem {
     enum Source {
         case inline([UInt8])
         case extents([ExtentBytes])
+        /// As `file`, of an object.
+        case object(Extent, SharedDescriptor)
         /// The daemon's descriptor, or one for this request.
         case file(SharedDescriptor)
         case overlay(OpenOverlay)
@@ -70,9 +72,9 @@ extension VolumeFileSystem {
             case .unloaded: return nil
             case .inline(let bytes): return .inline(bytes)
             case .extents(let extents): return .extents(extents)
-            case .object(_, let file?): return .file(file)
+            case .object(let extent, let file?): return .object(extent, file)
             case .object(let extent, nil):
-                return try openObject(extent, for: vnode).map(Source.file)
+                return try openObject(extent, for: vnode).map { .object(extent, $0) }
             case .staging(let staged):
                 if let overlay = try openOverlay(vnode, writing: false) {
                     return .overlay(overlay)

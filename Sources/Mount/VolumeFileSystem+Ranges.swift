@@ -52,7 +52,7 @@ extension VolumeFileSystem {
             switch try source(of: vnode) {
             case .overlay(let overlay):
                 reply.lseek(try overlay.seek(from: offset, toHole: toHole))
-            case .file(let file):
+            case .file(let file), .object(_, let file):
                 do throws(StoreError) {
                     reply.lseek(
                         try store.seek(file.descriptor, from: offset, toHole: toHole))
@@ -72,11 +72,12 @@ extension VolumeFileSystem {
         do throws(Errno) {
             guard let source = handles.handle(copy.handle) else { throw .badFileDescriptor }
             // EXDEV: the kernel copies through the page cache instead.
-            guard case .file(let file) = try self.source(of: source.vnode) else {
-                throw .improperLink
+            switch try self.source(of: source.vnode) {
+            case .file(let file), .object(_, let file):
+                let model = source.vnode.locked { source.vnode.state.object }
+                self.copy(from: file, model, request, copy, reply)
+            default: throw .improperLink
             }
-            let model = source.vnode.locked { source.vnode.state.object }
-            self.copy(from: file, model, request, copy, reply)
         } catch { reply.error(error) }
     }
 

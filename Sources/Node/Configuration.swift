@@ -25,6 +25,8 @@ public struct Configuration: Sendable {
     public var discovery = true
     /// Seconds of absence before a disk's copies are replaced.
     public var graceSeconds = 600
+    /// At most so much of the disk is read by a scrub that begins by itself; 0: none does.
+    public var scrubBytesPerSecond: UInt64 = 20 << 20
     public var transport = Transport.tls
     public var passthrough = true
     public var allowOther = false

@@ -35,6 +35,10 @@ final class ContentExchange: RemoteContent, Sendable {
     let arrived: @Sendable (Extent, ContentState) -> Void
     /// Called when an extent that was to be stored here will not be.
     let gaveUp: @Sendable (Extent) -> Void
+    /// Called when an object could not be read: as a whole, or of a range (`nil`: it is to be looked at).
+    let unreadable: @Sendable (Extent, Range<UInt64>?) -> Void
+    /// Between the row of a partial content and its file: one at a time changes both.
+    let partials = Mutex<Void>(())
     /// Clones are taken on by one thread at a time, or two would count on the same room.
     let admission = Mutex<Void>(())
     let intake: ObjectIntake
@@ -43,7 +47,8 @@ final class ContentExchange: RemoteContent, Sendable {
     init(
         catalog: Catalog, store: Store, swarm: Swarm, mesh: Mesh, logger: Logger,
         arrived: @escaping @Sendable (Extent, ContentState) -> Void,
-        gaveUp: @escaping @Sendable (Extent) -> Void
+        gaveUp: @escaping @Sendable (Extent) -> Void,
+        unreadable: @escaping @Sendable (Extent, Range<UInt64>?) -> Void
     ) {
         self.catalog = catalog
         self.store = store
@@ -53,6 +58,8 @@ final class ContentExchange: RemoteContent, Sendable {
         self.logger = logger
         self.arrived = arrived
         self.gaveUp = gaveUp
+        self.unreadable = unreadable
+        swarm.whenSeedFails { unreadable($0, nil) }
     }
 
     // MARK: Fetching
@@ -327,7 +334,12 @@ final class ContentExchange: RemoteContent, Sendable {
             return .refusal(404, "This node does not have that content.")
         }
         if extent.length <= Limits.openReplyBytesMax {
-            let bytes = try await Blocking.run(.content) { [store] in try store.read(extent) }
+            let bytes = try await Blocking.run(.content) { [store, unreadable] in
+                do { return try store.read(extent) } catch Errno.ioError {
+                    unreadable(extent, nil)
+                    throw Errno.ioError
+                }
+            }
             return PeerResponse(
                 body: .bytes(
                     try PeerMessage.frame(

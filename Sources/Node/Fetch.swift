@@ -39,7 +39,7 @@ final class Fetch: Sendable {
     let extent: Extent
     /// Strong: a transfer that is ending may outlive its place in the exchange. The exchange lets go
     /// of it in `ended`.
-    private let exchange: ContentExchange
+    let exchange: ContentExchange
     private let state = Mutex(State())
 
     /// A reader's wait; ends by `body` or by `cancel`.
@@ -321,6 +321,7 @@ final class Fetch: Sendable {
             try exchange.confirmedState(of: extent) != .none
         }
         if isHere { return .object }
+        try await serveVerified()
         switch await exchange.offer(of: extent) {
         case nil: return .nobody
         case .content(let bytes):
@@ -331,7 +332,28 @@ final class Fetch: Sendable {
         }
     }
 
+    /// Who waits for what is here already need not wait for holders.
+    private func serveVerified() async throws {
+        guard state.withLock({ !$0.pending.isEmpty }) else { return }
+        let part = try await Blocking.run { [self] in try verifiedPart() }
+        guard let (file, pieces) = part else { return }
+        let size = extent.pieceBytes
+        let ready = state.withLock { state in
+            let isReady = { (waiter: Waiter) in
+                let end = (waiter.range.upperBound + size - 1) / size
+                return pieces.missing(in: Int(waiter.range.lowerBound / size)..<Int(end)) == 0
+            }
+            defer { state.pending.removeAll(where: isReady) }
+            return state.pending.filter(isReady)
+        }
+        for waiter in ready { waiter.body(.success(file)) }
+    }
+
     private func load(_ layer: [UInt8], _ endpoints: [SwarmEndpoint]) async throws -> Beginning {
+        let isUnchecked = try await Blocking.run { [self] in try hasUnchecked() }
+        if isUnchecked {
+            try await Blocking.run(.content) { [self] in try check(layer) }
+        }
         let loaded = try await Blocking.run { [self] in try prepare(layer, endpoints) }
         guard let (download, file) = loaded else { return .object }
         layers.withLock { $0 = layer }
@@ -351,35 +373,45 @@ final class Fetch: Sendable {
     private func prepare(
         _ layer: [UInt8], _ endpoints: [SwarmEndpoint]
     ) throws -> (Download, SharedDescriptor)? {
-        let (catalog, store) = (exchange.catalog, exchange.store)
-        let known = try catalog.read { try $0.content(extent.root) }
-        // A record without its file, say after a repair of the disk, verifies nothing: the new
-        // file is all hole.
-        let old = try store.openPartial(extent.root)
-        try old?.close()
-        let verified =
-            old == nil
-            ? nil : known?.verified.flatMap { Bitfield(count: extent.pieceCount, bytes: $0) }
-        let created = try store.createPartial(extent)
-        try created.close()
-        let isHere = try catalog.perform { tx in
-            if let known = try tx.content(extent.root), known.extent == extent,
-                [.cached, .stored, .dropping].contains(known.state)
-            {
-                return true
-            }
-            try tx.setContentState(
-                extent, .partial, verified: verified?.bytes, at: Monotonic.wallMilliseconds)
-            return false
-        }
-        if isHere { return nil }
+        guard try preparePartial() else { return nil }
+        let store = exchange.store
         let path = String(decoding: try store.partialPath, as: UTF8.self) + "/\(extent.root)"
+        let known = try exchange.catalog.read { try $0.content(extent.root) }
+        let verified = known?.verified.flatMap { Bitfield(count: extent.pieceCount, bytes: $0) }
         let download = try exchange.swarm.fetch(
             extent, path: path, layer: layer, verified: verified, sources: endpoints)
         guard let file = try store.openPartial(extent.root) else {
             throw Errno.noSuchFileOrDirectory
         }
         return (download, SharedDescriptor(file))
+    }
+
+    /// - Returns: false when the object is here.
+    private func preparePartial() throws -> Bool {
+        let (catalog, store) = (exchange.catalog, exchange.store)
+        return try exchange.partials.withLock { _ in
+            let known = try catalog.read { try $0.content(extent.root) }
+            // A record without its file, say after a repair of the disk, verifies nothing: the new
+            // file is all hole.
+            let old = try store.openPartial(extent.root)
+            try old?.close()
+            let verified =
+                old == nil
+                ? nil : known?.verified.flatMap { Bitfield(count: extent.pieceCount, bytes: $0) }
+            let created = try store.createPartial(extent)
+            try created.close()
+            let isHere = try catalog.perform { tx in
+                if let known = try tx.content(extent.root), known.extent == extent,
+                    [.cached, .stored, .dropping].contains(known.state)
+                {
+                    return true
+                }
+                try tx.setContentState(
+                    extent, .partial, verified: verified?.bytes, at: Monotonic.wallMilliseconds)
+                return false
+            }
+            return !isHere
+        }
     }
 
     private let layers = Mutex<[UInt8]>([])

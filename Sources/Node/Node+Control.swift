@@ -187,6 +187,10 @@ extension Node {
                 let message = try JSONDecoder().decode(
                     ControlMessage.Purge.self, from: Data(request.body))
                 return try encoded(await purge(message))
+            case ("POST", "/v1/scrub"):
+                let message = try JSONDecoder().decode(
+                    ControlMessage.Scrub.self, from: Data(request.body))
+                return try encoded(await scrub(message))
             case ("POST", "/v1/restore"):
                 let message = try JSONDecoder().decode(
                     ControlMessage.Restore.self, from: Data(request.body))

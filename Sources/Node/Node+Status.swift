@@ -49,8 +49,7 @@ extension Node {
                 bytesLeft: left,
                 etaSeconds: left == 0
                     ? 0 : incoming > 0 ? Double(left) / Double(incoming) : nil),
-            scrub: Status.Scrub(
-                lastCompleted: nil, bytesChecked: 0, errorsFound: 0, errorsRepaired: 0))
+            scrub: scrubber.status)
     }
 
     private func peers() -> [Status.Peer] {
@@ -121,6 +120,7 @@ extension Node {
             )
             break
         }
+        if let text = scrubber.problem { add("damaged-content", text) }
         if space.isFull {
             add(
                 "disk-full",

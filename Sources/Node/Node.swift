@@ -61,6 +61,7 @@ public final class Node: Sendable {
     let roomWanted = Atomic<UInt64>(0)
     let space: SpaceGuard
     let collector: Collector
+    let scrubber: Scrubber
 
     struct Running {
         var discovery: Discovery?
@@ -69,6 +70,7 @@ public final class Node: Sendable {
         var replication: Task<Void, Never>?
         var housekeeping: Task<Void, Never>?
         var collection: Task<Void, Never>?
+        var repairs: Task<Void, Never>?
         var state = "starting"
         /// What a start had to do, until the next one.
         var notices: [String: String] = [:]
@@ -215,7 +217,12 @@ public final class Node: Sendable {
         exchange = ContentExchange(
             catalog: catalog, store: store, swarm: swarm, mesh: mesh, logger: logger,
             arrived: { extent, state in link.node?.arrived(extent, state) },
-            gaveUp: { extent in link.node?.gaveUp(extent) })
+            gaveUp: { extent in link.node?.gaveUp(extent) },
+            unreadable: { extent, range in link.node?.unreadable(extent, range) })
+        scrubber = try Scrubber(
+            catalog: catalog, store: store, exchange: exchange,
+            rate: configuration.scrubBytesPerSecond, logger: logger,
+            surroundings: Node.scrubSurroundings(link))
         collector = Collector(
             catalog: catalog, store: store, history: state.history, mesh: mesh, exchange: exchange,
             node: identity.node, diskBytes: facts.capacityBytes, logger: logger,
@@ -334,12 +341,15 @@ public final class Node: Sendable {
             if let (path, isMissing) = mountPoint { try mount(path, isMissing) }
             let replication = Task { [replicator] in await replicator.run() }
             let collection = Task { [collector] in await collector.run() }
+            scrubber.start()
+            let repairs = Task { [scrubber] in await scrubber.repair() }
             let housekeeping = Task { [weak self] in await self?.keepHouse() ?? () }
             // At once: a failure from here on has to find and end them.
             running.withLock {
                 $0.replication = replication
                 $0.housekeeping = housekeeping
                 $0.collection = collection
+                $0.repairs = repairs
             }
             let control = try await ControlServer.start(
                 root: root, threads: threads, bodyLimit: { _, _ in 1 << 20 },
@@ -429,6 +439,8 @@ public final class Node: Sendable {
         parts.replication?.cancel()
         parts.housekeeping?.cancel()
         parts.collection?.cancel()
+        parts.repairs?.cancel()
+        scrubber.stop()
         if let mount = parts.mount {
             try? await Blocking.alone {
                 try? Mounting.unmountAtAnyRate(at: mount.path)

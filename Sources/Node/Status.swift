@@ -54,6 +54,8 @@ public struct Status: Codable, Sendable {
         public var bytesChecked: UInt64
         public var errorsFound: Int
         public var errorsRepaired: Int
+        /// What the pass that is under way has to read; nil: none is.
+        @ExplicitNull public var bytesTotal: UInt64?
     }
 
     public var volume: String

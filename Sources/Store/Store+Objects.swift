@@ -140,8 +140,17 @@ extension Store {
     public func scrub(
         _ extent: Extent, cancellation: Cancellation? = nil, afterPiece: (Int) -> Void = { _ in }
     ) throws(StoreError) -> ScrubResult? {
-        guard let file = try fanOut(extent.root).openIfPresent("\(extent.root)", O_RDONLY)
-        else { return nil }
+        let (directory, name) = (try fanOut(extent.root), "\(extent.root)")
+        let opened: OwnedDescriptor?
+        do throws(StoreError) {
+            opened = try directory.openIfPresent(name, O_RDONLY)
+        } catch {
+            guard error.errno == .permissionDenied else { throw error }
+            // Ours, with its permissions lost.
+            try setMode(0o400, of: name, in: directory)
+            opened = try directory.openIfPresent(name, O_RDONLY)
+        }
+        guard let file = opened else { return nil }
         return try Merkle.scrub(
             file.raw, extent: extent, layer: try layer(of: extent), cancellation: cancellation,
             afterPiece: afterPiece)

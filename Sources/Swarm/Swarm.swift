@@ -18,6 +18,7 @@ public final class Swarm: Sendable {
         var isStopping = false
         var isStopped = false
         var stoppers: [CheckedContinuation<Void, Never>] = []
+        var seedFailed: @Sendable (Extent) -> Void = { _ in }
     }
 
     public let configuration: SwarmConfiguration
@@ -100,6 +101,12 @@ public final class Swarm: Sendable {
         try? await seed.untilServing()
         state.withLock { retire(seed, &$0) }
         await seed.untilClosed()
+    }
+
+    /// - Parameter body: called, perhaps more than once, when the file of a seed cannot be read; on
+    ///   the session's thread: must be short.
+    public func whenSeedFails(_ body: @escaping @Sendable (Extent) -> Void) {
+        state.withLock { $0.seedFailed = body }
     }
 
     // MARK: Fetching
@@ -263,7 +270,11 @@ public final class Swarm: Sendable {
             torrent.handle(event)
             // libtorrent has paused a seed whose file it cannot read; loaded, it would only lie.
             if let seed = torrent as? Seed, seed.isBroken, seed.extent != Self.idleExtent {
-                state.withLock { retire(seed, &$0) }
+                let tell = state.withLock { state in
+                    retire(seed, &state)
+                    return state.seedFailed
+                }
+                tell(seed.extent)
             }
         } lost: {
             isIncomplete = true

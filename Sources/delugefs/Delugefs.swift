@@ -28,8 +28,8 @@ struct Delugefs: ParsableCommand {
         version: "delugefs \(Node.version)",
         subcommands: [
             Run.self, ShowStatus.self, Stop.self, PrintKey.self, WhereIs.self, Wait.self,
-            ShowLog.self, Restore.self, Purge.self, Policy.self, Drain.self, Forget.self,
-            Doctor.self,
+            ShowLog.self, Restore.self, Purge.self, Policy.self, Scrub.self, Drain.self,
+            Forget.self, Doctor.self,
         ],
         defaultSubcommand: Run.self)
 

@@ -1,3 +1,5 @@
+import Foundation
+import Node
 import Synchronization
 
 /// How far something is: on a terminal one line that changes, else a line whenever it changed.
@@ -27,4 +29,33 @@ final class ProgressLine: Sendable {
     }
 
     private func write(_ text: String) { Terminal.print(bytes: Array(text.utf8)) }
+}
+
+/// What is left by the node's status, while a command waits for its answer.
+final class StatusProgress: Sendable {
+    private let conversation: NodeConversation
+    private let text: @Sendable (Status) -> String
+    private let line = ProgressLine()
+
+    init(_ conversation: NodeConversation, _ text: @escaping @Sendable (Status) -> String) {
+        self.conversation = conversation
+        self.text = text
+    }
+
+    func start() {
+        let thread = Thread { [self] in
+            let pause = Terminal.outputIsTerminal ? 0.5 : 5
+            repeat { Thread.sleep(forTimeInterval: pause) } while show()
+        }
+        thread.name = "progress"
+        thread.start()
+    }
+
+    func end() { line.end() }
+
+    private func show() -> Bool {
+        line.show(
+            (try? conversation.get("/v1/status"))
+                .flatMap { try? conversation.decoded(Status.self, $0) }.map(text))
+    }
 }

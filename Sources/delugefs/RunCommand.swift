@@ -113,6 +113,13 @@ struct Run: ParsableCommand {
 
     @Option(
         help: ArgumentHelp(
+            "Bytes a second that the monthly scrub reads at most; 0: no scrub by itself. (default: 20M)",
+            valueName: "size"),
+        transform: Arguments.size)
+    var scrubRate: UInt64?
+
+    @Option(
+        help: ArgumentHelp(
             "With --create: tls or plain, for bulk content, fixed for the volume. With plain, who can watch the wire can read content. (default: tls)",
             valueName: "tls|plain"),
         transform: Arguments.transport)
@@ -201,6 +208,7 @@ struct Run: ParsableCommand {
         if let port { result.port = port }
         result.peers = peers.map { ($0.host, $0.port) }
         result.discovery = !noDiscovery
+        if let scrubRate { result.scrubBytesPerSecond = scrubRate }
         if let grace { result.graceSeconds = grace }
         if let transport { result.transport = transport }
         result.passthrough = !noPassthrough

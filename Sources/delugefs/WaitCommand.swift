@@ -1,7 +1,5 @@
 import ArgumentParser
-import Foundation
 import Node
-import SystemPackage
 
 /// `delugefs wait`
 struct Wait: ParsableCommand {
@@ -26,7 +24,7 @@ struct Wait: ParsableCommand {
 
     func run() throws {
         let conversation = NodeConversation(root: try node.directory())
-        let progress = WaitProgress(conversation: conversation, replicated: replicated)
+        let progress = StatusProgress(conversation, line)
         progress.start()
         let message = ControlMessage.Wait(replicated: replicated, timeoutSeconds: timeout)
         let reply: ControlMessage.WaitReply
@@ -56,38 +54,9 @@ struct Wait: ParsableCommand {
         case .impossible: throw Failure(text)
         }
     }
-}
 
-/// What is left, while the wait goes on.
-private final class WaitProgress: Sendable {
-    private let conversation: NodeConversation
-    private let line = ProgressLine()
-    private let replicated: Bool
-
-    init(conversation: NodeConversation, replicated: Bool) {
-        self.conversation = conversation
-        self.replicated = replicated
-    }
-
-    func start() {
-        let thread = Thread { [self] in
-            let pause = Terminal.outputIsTerminal ? 0.5 : 5
-            repeat { Thread.sleep(forTimeInterval: pause) } while show()
-        }
-        thread.name = "progress"
-        thread.start()
-    }
-
-    /// Nothing is printed after this.
-    func end() { line.end() }
-
-    private func show() -> Bool {
-        let text = (try? conversation.get("/v1/status"))
-            .flatMap { try? conversation.decoded(Status.self, $0) }.map(text)
-        return line.show(text)
-    }
-
-    private func text(_ status: Status) -> String {
+    /// What is left, while the wait goes on.
+    private func line(_ status: Status) -> String {
         var parts: [String] = []
         if status.unpublished > 0 {
             parts.append("\(Quantity.count(status.unpublished, "file")) to commit")

@@ -27,6 +27,13 @@ struct NodeStatus: Codable, Sendable {
         var totalBytes: Int
     }
 
+    struct Scrub: Codable, Sendable {
+        var lastCompleted: String?
+        var bytesChecked: Int
+        var errorsFound: Int
+        var errorsRepaired: Int
+    }
+
     var volume: String
     var node: String
     var name: String
@@ -42,6 +49,7 @@ struct NodeStatus: Codable, Sendable {
     var peers: [Peer]
     var contents: Contents
     var transfers: [Transfer]
+    var scrub: Scrub
 
     var onlinePeers: Set<String> { Set(peers.filter(\.online).map(\.name)) }
 }

@@ -216,4 +216,29 @@ import Volume
         #expect(damaged.damagedPieces == [1, 5, 6])
         #expect(try store.scrub(Merkle.hash([1]).extent) == nil)
     }
+
+    @Test func aDamagedObjectBecomesPartialContentWithItsGoodPieces() throws {
+        let disk = try TestDisk(.plain)
+        let store = try disk.store()
+        let bytes = pattern(400_000)
+        let hashed = Merkle.hash(bytes)
+        try store.storeObject(hashed.extent, bytes: bytes)
+        let root = hashed.extent.root
+        let path = "\(disk.root)/objects/\(Hex.encode([root.bytes[0]]))/\(root)"
+        chmod(path, 0o600)
+        truncate(path, 200_000)
+        let reader = try #require(try store.openObject(root))
+        defer { try? reader.close() }
+        #expect(try store.setAside(hashed.extent))
+        #expect(try store.openObject(root) == nil)
+        #expect(try store.goodPieces(ofPartial: hashed.extent, layer: hashed.layer) == [0, 1, 2])
+        #expect(try store.setAside(hashed.extent) == false)
+        let partial = try store.createPartial(hashed.extent)
+        defer { try? partial.close() }
+        try bytes.withUnsafeBytes { _ = try partial.writeAll($0) }
+        try store.adoptPartial(hashed)
+        #expect(try store.scrub(hashed.extent)?.isSound == true)
+        // Who had it open reads what took the place of the damage.
+        #expect(try contents(of: reader) == bytes)
+    }
 }

@@ -1,0 +1,96 @@
+import Catalog
+import Mount
+import Store
+import Swarm
+import Synchronization
+import SystemPackage
+import Volume
+
+// Damaged content: no copy any more, and fetched again as far as it is damaged.
+extension ContentExchange {
+    func isUnreadable(
+        _ range: Range<UInt64>, of extent: Extent,
+        _ body: @escaping @Sendable (any ContentStream) -> Void
+    ) {
+        Task {
+            _ = try? await Blocking.run(.content) { [unreadable] in unreadable(extent, range) }
+            body(stream(extent))
+        }
+    }
+
+    /// Takes back that the content is here, keeps its good pieces for the next fetch, and lets
+    /// nobody open the damaged object any more.
+    ///
+    /// - Parameter damaged: the pieces that are bad; nil: nothing says which.
+    /// - Returns: what it was here; nil when it was no copy any more.
+    func setAside(_ extent: Extent, damaged: Set<Int>?) throws -> ContentState? {
+        let verified = damaged.map { damaged in
+            var good = Bitfield(count: extent.pieceCount)
+            for piece in 0..<extent.pieceCount where !damaged.contains(piece) { good.insert(piece) }
+            return good.bytes
+        }
+        let before: ContentState? = try partials.withLock { _ in
+            let before: ContentState? = try catalog.perform { tx in
+                guard let known = try tx.content(extent.root), known.extent == extent,
+                    known.state == .stored || known.state == .cached
+                else { return nil }
+                try tx.setContentState(
+                    extent, .partial, verified: verified, at: Monotonic.wallMilliseconds)
+                return known.state
+            }
+            guard before != nil else { return nil }
+            try catalog.flush()
+            try store.setAside(extent)
+            return before
+        }
+        if before != nil { arrived(extent, .absent) }
+        return before
+    }
+}
+
+extension Fetch {
+    /// A file that is here and not yet known to be good for anything: an object that is not as long
+    /// as its content, or partial content of which nothing is recorded.
+    func hasUnchecked() throws -> Bool {
+        let (catalog, store) = (exchange.catalog, exchange.store)
+        guard let known = try catalog.read({ try $0.content(extent.root) }),
+            known.extent == extent
+        else { return false }
+        if known.state == .absent {
+            return try store.objectLength(extent.root).map { $0 != extent.length } ?? false
+        }
+        guard known.state == .partial, known.verified == nil,
+            let file = try store.openPartial(extent.root)
+        else { return false }
+        return try file.closeAfter { try store.facts(of: file).blocks > 0 }
+    }
+
+    /// Reads it: what is good of it need not be fetched.
+    func check(_ layer: [UInt8]) throws {
+        let (catalog, store) = (exchange.catalog, exchange.store)
+        try exchange.partials.withLock { _ in
+            let isNone = try catalog.perform { tx in
+                guard try tx.content(extent.root)?.state == .absent else { return false }
+                try tx.setContentState(extent, .partial, at: Monotonic.wallMilliseconds)
+                return true
+            }
+            if isNone {
+                try catalog.flush()
+                try store.setAside(extent)
+            }
+        }
+        var good = Bitfield(count: extent.pieceCount)
+        for piece in try store.goodPieces(ofPartial: extent, layer: layer) { good.insert(piece) }
+        try catalog.perform { try $0.setVerified(extent.root, good.bytes) }
+    }
+
+    /// The file being filled and its good pieces, while no holder answers.
+    func verifiedPart() throws -> (file: SharedDescriptor, pieces: Bitfield)? {
+        guard let known = try exchange.catalog.read({ try $0.content(extent.root) }),
+            known.extent == extent, known.state == .partial,
+            let pieces = known.verified.flatMap({ Bitfield(count: extent.pieceCount, bytes: $0) }),
+            pieces.setCount > 0, let file = try exchange.store.openPartial(extent.root)
+        else { return nil }
+        return (SharedDescriptor(file), pieces)
+    }
+}

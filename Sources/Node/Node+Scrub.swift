@@ -1,0 +1,70 @@
+import Catalog
+import FoundationEssentials
+import Logging
+import Mesh
+import Mount
+import Synchronization
+import Volume
+
+extension ControlMessage {
+    /// `POST /v1/scrub`: begins a pass; the answer comes at once or, `waits`, when it is over and
+    /// what it found is repaired, or cannot be.
+    public struct Scrub: Codable, Sendable {
+        public var waits: Bool
+        public init(waits: Bool) { self.waits = waits }
+    }
+
+    public struct ScrubReply: Codable, Sendable {
+        public var scrub: Status.Scrub
+        /// For a person: what could not be repaired, and what to do.
+        public var problem: String?
+    }
+}
+
+extension Node {
+    func scrub(_ message: ControlMessage.Scrub) async throws -> ControlMessage.ScrubReply {
+        let pass = scrubber.request()
+        let deadline = ContinuousClock.now + .seconds(Self.waitSecondsMax)
+        while message.waits, !(scrubber.hasEnded(pass) && scrubber.hasSettled) {
+            guard ContinuousClock.now < deadline else {
+                throw NodeError("The scrub goes on; `delugefs status` tells how far it is.")
+            }
+            try await Task.sleep(for: Self.waitPoll)
+        }
+        return try await Blocking.run { [scrubber] in
+            ControlMessage.ScrubReply(
+                scrub: scrubber.status, problem: message.waits ? scrubber.problem : nil)
+        }
+    }
+
+    /// What a scrub needs of the rest.
+    static func scrubSurroundings(_ link: MeshLink) -> Scrubber.Surroundings {
+        Scrubber.Surroundings(
+            path: { link.node?.knownPath(of: $0) },
+            setAside: { link.node?.fileSystem?.setAside($0) },
+            repaired: { link.node?.fileSystem?.repaired($0) })
+    }
+
+    private var fileSystem: VolumeFileSystem? { running.withLock { $0.mount?.fileSystem } }
+
+    private func knownPath(of root: ContentRoot) -> String? {
+        let names = try? catalog.read { reader in
+            try reader.inodes(with: root, limit: 1).first.map { try reader.path(of: $0) }
+        }
+        guard let names = names ?? nil, !names.isEmpty else { return nil }
+        return "/" + names.map(\.description).joined(separator: "/")
+    }
+
+    /// A read of a local object failed.
+    func unreadable(_ extent: Extent, _ range: Range<UInt64>?) {
+        if let range {
+            let size = extent.pieceBytes
+            let pieces = range.lowerBound / size..<(range.upperBound + size - 1) / size
+            do {
+                try scrubber.setAside(extent, damaged: Set(pieces.map { Int($0) }))
+            } catch { logger.error("setting \(extent.root) aside: \(error)") }
+        } else {
+            scrubber.suspect(extent)
+        }
+    }
+}
