@@ -25,6 +25,7 @@
     } while (0)
 
 const int cstore_o_path = O_PATH;
+const int cstore_o_direct = O_DIRECT;
 
 int cstore_openat(int directory, const char *name, int flags, unsigned mode) {
     RESULT(openat(directory, name, flags | O_CLOEXEC, (mode_t)mode));

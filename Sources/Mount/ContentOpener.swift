@@ -64,7 +64,7 @@ final class ContentOpener: Sendable {
             if let file = try store.openObject(extent.root) {
                 let shared = SharedDescriptor(file, use)
                 if try store.facts(of: file).size == extent.length { return shared }
-                // It stays where it is until whoever fetches the rest takes what is good of it.
+                // It stays until whoever fetches the rest takes what is good of it.
             }
         } catch { throw error.errno }
         if try noteMissing(extent) {
@@ -83,7 +83,9 @@ final class ContentOpener: Sendable {
                 guard try Self.isLocal(extent, tx),
                     try store.objectLength(extent.root) != extent.length
                 else { return false }
-                try tx.setContentState(extent, .absent, at: Monotonic.wallMilliseconds)
+                let isNone = try store.objectLength(extent.root) == nil
+                try tx.setContentState(
+                    extent, isNone ? .absent : .partial, at: Monotonic.wallMilliseconds)
                 return true
             }
         } catch { throw failures.errno(error, "open") }

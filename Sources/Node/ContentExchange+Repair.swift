@@ -54,30 +54,26 @@ extension Fetch {
     func hasUnchecked() throws -> Bool {
         let (catalog, store) = (exchange.catalog, exchange.store)
         guard let known = try catalog.read({ try $0.content(extent.root) }),
-            known.extent == extent
+            known.extent == extent, known.state == .partial, known.verified == nil
         else { return false }
-        if known.state == .absent {
-            return try store.objectLength(extent.root).map { $0 != extent.length } ?? false
-        }
-        guard known.state == .partial, known.verified == nil,
-            let file = try store.openPartial(extent.root)
-        else { return false }
+        if try isCut() { return true }
+        guard let file = try store.openPartial(extent.root) else { return false }
         return try file.closeAfter { try store.facts(of: file).blocks > 0 }
+    }
+
+    /// What bears the object's name is not as long as the content. (Of the right length it may be
+    /// one that is just being published.)
+    private func isCut() throws -> Bool {
+        try exchange.store.objectLength(extent.root).map { $0 != extent.length } ?? false
     }
 
     /// Reads it: what is good of it need not be fetched.
     func check(_ layer: [UInt8]) throws {
         let (catalog, store) = (exchange.catalog, exchange.store)
         try exchange.partials.withLock { _ in
-            let isNone = try catalog.perform { tx in
-                guard try tx.content(extent.root)?.state == .absent else { return false }
-                try tx.setContentState(extent, .partial, at: Monotonic.wallMilliseconds)
-                return true
-            }
-            if isNone {
-                try catalog.flush()
-                try store.setAside(extent)
-            }
+            guard try isCut() else { return }
+            try catalog.flush()
+            try store.setAside(extent)
         }
         var good = Bitfield(count: extent.pieceCount)
         for piece in try store.goodPieces(ofPartial: extent, layer: layer) { good.insert(piece) }

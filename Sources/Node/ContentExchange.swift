@@ -315,7 +315,10 @@ final class ContentExchange: RemoteContent, Sendable {
             guard state == .stored || state == .cached,
                 try store.objectLength(extent.root) != extent.length
             else { return false }
-            try tx.setContentState(extent, .absent, at: Monotonic.wallMilliseconds)
+            // What is not whole is no object, and may be good for something.
+            let isNone = try store.objectLength(extent.root) == nil
+            try tx.setContentState(
+                extent, isNone ? .absent : .partial, at: Monotonic.wallMilliseconds)
             return true
         }
         guard isGone else { return try state(of: extent) }

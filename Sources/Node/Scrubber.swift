@@ -175,7 +175,7 @@ final class Scrubber: Sendable {
     private func work() throws -> Bool {
         let suspect = state.withLock { $0.suspects.isEmpty ? nil : $0.suspects.removeFirst() }
         if let suspect {
-            try check(suspect, afterPiece: { _ in })
+            try check(suspect, afterRead: { _ in })
             return true
         }
         let (cursor, pass) = state.withLock { state in
@@ -253,14 +253,14 @@ final class Scrubber: Sendable {
         }
     }
 
-    private func check(_ extent: Extent, afterPiece: (Int) -> Void) throws {
+    private func check(_ extent: Extent, afterRead: (Int) -> Void) throws {
         for _ in 0..<Self.attemptsMax {
             guard try isComplete(extent) != nil else { return }
             let before = try store.objectFacts(extent.root)?.identity
             let result: ScrubResult?
             do throws(StoreError) {
                 result = try store.scrub(
-                    extent, cancellation: cancellation, afterPiece: afterPiece)
+                    extent, cancellation: cancellation, afterRead: afterRead)
             } catch {
                 if error.reason == .canceled { throw error }
                 return cannotRead(extent, error)

@@ -135,10 +135,10 @@ extension Store {
 
     /// Re-reads an object from the disk; see `ScrubResult`. Runs on the caller's thread.
     ///
-    /// - Parameter afterPiece: called with the number of bytes read; the place to wait.
+    /// - Parameter afterRead: called with the number of bytes read; the place to wait.
     /// - Returns: nil when the object is not here.
     public func scrub(
-        _ extent: Extent, cancellation: Cancellation? = nil, afterPiece: (Int) -> Void = { _ in }
+        _ extent: Extent, cancellation: Cancellation? = nil, afterRead: (Int) -> Void = { _ in }
     ) throws(StoreError) -> ScrubResult? {
         let (directory, name) = (try fanOut(extent.root), "\(extent.root)")
         let opened: OwnedDescriptor?
@@ -153,7 +153,7 @@ extension Store {
         guard let file = opened else { return nil }
         return try Merkle.scrub(
             file.raw, extent: extent, layer: try layer(of: extent), cancellation: cancellation,
-            afterPiece: afterPiece)
+            afterRead: afterRead)
     }
 
     /// Gives the inode behind an object to a writer: the object's name gets a copy, the inode that

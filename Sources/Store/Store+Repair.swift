@@ -56,7 +56,7 @@ extension Store {
         let status = try FileStatus(of: file.raw)
         guard status.size == extent.length, status.blocks512 > 0 else { return [] }
         let damaged = try Merkle.scrub(
-            file.raw, extent: extent, layer: layer, cancellation: cancellation, afterPiece: { _ in }
+            file.raw, extent: extent, layer: layer, cancellation: cancellation, afterRead: { _ in }
         ).damagedPieces
         let bad = Set(damaged)
         return (0..<extent.pieceCount).filter { !bad.contains($0) }

@@ -8,7 +8,7 @@ struct StatusReport {
 
     /// What came from peers is escaped in here, in every line.
     var lines: [String] {
-        var sections = [problems, node, peers, copies, transfers].filter { !$0.isEmpty }
+        var sections = [problems, node, peers, copies, scrub, transfers].filter { !$0.isEmpty }
         for index in sections.indices.dropLast() { sections[index].append("") }
         return sections.flatMap { $0 }
     }
@@ -100,6 +100,22 @@ struct StatusReport {
                     "  \(amount(missing.files, missing.bytes)) on no disk that is online", .red))
         }
         return lines
+    }
+
+    private var scrub: [String] {
+        let scrub = status.scrub
+        let age = scrub.lastCompleted.flatMap { Quantity.age(since: $0) }
+        var line = age.map { "  last completed \($0) ago" } ?? "  never completed"
+        if let total = scrub.bytesTotal {
+            line += ", checking: \(Quantity.bytes(scrub.bytesChecked)) of \(Quantity.bytes(total))"
+        }
+        let errors =
+            "\(Quantity.count(scrub.errorsFound, "error")) found, \(scrub.errorsRepaired) repaired"
+        return [
+            heading("Scrub", .bold), line,
+            scrub.errorsFound > scrub.errorsRepaired
+                ? Terminal.styled("  \(errors)", .red) : "  \(errors)",
+        ]
     }
 
     private var transfers: [String] {

@@ -196,7 +196,7 @@ import Volume
         let hashed = Merkle.hash(bytes)
         try store.storeObject(hashed.extent, bytes: bytes)
         var read = 0
-        #expect(try store.scrub(hashed.extent, afterPiece: { read += $0 })?.isSound == true)
+        #expect(try store.scrub(hashed.extent, afterRead: { read += $0 })?.isSound == true)
         #expect(read == bytes.count)
         let root = hashed.extent.root
         let path = "\(disk.root)/objects/\(Hex.encode([root.bytes[0]]))/\(root)"

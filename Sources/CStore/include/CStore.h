@@ -13,6 +13,7 @@
 
 /* Extra open(2) flags. */
 extern const int cstore_o_path;
+extern const int cstore_o_direct;
 
 /* openat(2): variadic in C. */
 int cstore_openat(int directory, const char *name, int flags, unsigned mode);
