@@ -351,9 +351,14 @@ final class ContentExchange: RemoteContent, Sendable {
         let (layer, directory) = try await Blocking.run(.content) { [store] in
             (try store.layer(of: extent) ?? [], try store.objectDirectoryPath(extent.root))
         }
-        try await swarm.seed(
-            extent, path: String(decoding: directory, as: UTF8.self) + "/\(extent.root)",
-            layer: layer, lease: Self.lease)
+        do {
+            try await swarm.seed(
+                extent, path: String(decoding: directory, as: UTF8.self) + "/\(extent.root)",
+                layer: layer, lease: Self.lease)
+        } catch SwarmError.invalidLayer {
+            unreadable(extent, nil)
+            throw SwarmError.invalidLayer
+        }
         return try swarmReply(layer)
     }
 

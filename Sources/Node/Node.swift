@@ -440,7 +440,7 @@ public final class Node: Sendable {
         parts.housekeeping?.cancel()
         parts.collection?.cancel()
         parts.repairs?.cancel()
-        scrubber.stop()
+        await scrubber.stop()
         if let mount = parts.mount {
             try? await Blocking.alone {
                 try? Mounting.unmountAtAnyRate(at: mount.path)

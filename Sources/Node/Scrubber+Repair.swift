@@ -98,6 +98,15 @@ extension Scrubber {
         save(atOnce: true)
     }
 
+    /// It could not be read before, and is sound.
+    func forget(_ extent: Extent) {
+        let root = "\(extent.root)"
+        let known = state.withLock { state in
+            state.progress.damaged.first { $0.root == root && $0.obstacle != nil }
+        }
+        if let known { forget(known, isRepaired: true) }
+    }
+
     // MARK: For a person
 
     /// Nothing of what was found is still being fetched.

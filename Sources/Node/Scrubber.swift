@@ -17,7 +17,7 @@ import Volume
 /// | kept in the catalog (`scrub`) | |
 /// |---|---|
 /// | where the pass is, its counts | a kill costs what was read in `saveInterval` |
-/// | what is damaged, `damagedMax` at most | further ones are found by the next pass |
+/// | what is damaged, `damagedMax` at most | more of it is left to replication |
 final class Scrubber: Sendable {
     static let pauseMilliseconds: UInt64 = 30 * 24 * 3600 * 1000
     static let saveInterval = Duration.seconds(3)
@@ -29,10 +29,16 @@ final class Scrubber: Sendable {
     static let repairsMax = 8
     /// Between two tries to repair one content.
     static let retryPause = Duration.seconds(5)
-    /// Between looks at what is being repaired, and at whether a pass is due.
-    static let lookInterval: Duration = .milliseconds(200)
+    /// Between looks at what is being repaired.
+    static let lookInterval = Duration.milliseconds(200)
+    /// Between looks at whether there is anything to do.
+    static let idleSeconds = 0.25
     /// The longest sleep at a gentle rate: how late a stop may be.
     static let stepSeconds = 0.05
+    /// After an error of the catalog's.
+    static let errorPauseSeconds = 5.0
+    /// How long a stop waits for the read under way.
+    static let stopMax = Duration.seconds(10)
     /// An object that is given to a writer while it is read is read again so often.
     static let attemptsMax = 3
     private static let key = "scrub"
@@ -90,6 +96,7 @@ final class Scrubber: Sendable {
         /// When the next byte may be read.
         var next = ContinuousClock.now
         var isStopping = false
+        var isRunning = false
     }
 
     let catalog: Catalog
@@ -121,24 +128,34 @@ final class Scrubber: Sendable {
     }
 
     func start() {
+        state.withLock { $0.isRunning = true }
         OwnThread.start("scrub", .background) { [self] in
+            var pause = 0.0
             while !isStopping {
+                if pause > 0 { Thread.sleep(forTimeInterval: Self.stepSeconds) }
+                pause = max(0, pause - Self.stepSeconds)
+                guard pause == 0 else { continue }
                 do {
-                    if try !work() { Thread.sleep(forTimeInterval: 0.2) }
+                    if try !work() { pause = Self.idleSeconds }
                 } catch {
-                    guard !isStopping else { return }
                     logger.error("scrub: \(error)")
-                    Thread.sleep(forTimeInterval: 1)
+                    pause = Self.errorPauseSeconds
                 }
                 save(atOnce: false)
             }
+            state.withLock { $0.isRunning = false }
         }
     }
 
-    func stop() {
+    /// Returns when nothing of it uses the catalog any more.
+    func stop() async {
         state.withLock { $0.isStopping = true }
         cancellation.cancel()
-        save(atOnce: true)
+        let deadline = ContinuousClock.now + Self.stopMax
+        while state.withLock({ $0.isRunning }), ContinuousClock.now < deadline {
+            try? await Task.sleep(for: .milliseconds(10))
+        }
+        _ = try? await Blocking.run { [self] in save(atOnce: true) }
     }
 
     private var isStopping: Bool { state.withLock { $0.isStopping } }
@@ -262,11 +279,11 @@ final class Scrubber: Sendable {
                 result = try store.scrub(
                     extent, cancellation: cancellation, afterRead: afterRead)
             } catch {
-                if error.reason == .canceled { throw error }
-                return cannotRead(extent, error)
+                if error.reason != .canceled { cannotRead(extent, error) }
+                return
             }
             guard let result else { return try isMissing(extent) }
-            if result.isSound { return }
+            if result.isSound { return forget(extent) }
             // It was given to a writer meanwhile: what was read is another file by now.
             guard try store.objectFacts(extent.root)?.identity == before else { continue }
             if result.damagedPieces.isEmpty { return try restoreLayer(result.hashed) }
@@ -319,7 +336,7 @@ final class Scrubber: Sendable {
 
     private func cannotRead(_ extent: Extent, _ error: StoreError) {
         logger.error(
-            "\(name(of: extent)) cannot be checked: \(error). Let the user who runs the node read it, then scrub again."
+            "\(name(of: extent)) cannot be checked: \(error). Look after the disk and who owns its files, then run `delugefs scrub`."
         )
         note(extent, isStored: true, obstacle: "\(error)")
     }

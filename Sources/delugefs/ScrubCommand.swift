@@ -34,7 +34,10 @@ struct Scrub: ParsableCommand {
             progress?.end()
             throw error
         }
-        guard wait else { return }
+        guard wait else {
+            guard Terminal.outputIsTerminal else { return }
+            return Terminal.print("Begun; `delugefs status` tells how far it is.")
+        }
         let scrub = reply.scrub
         if let problem = reply.problem { throw Failure(Terminal.visible(problem)) }
         Terminal.print(
