@@ -91,6 +91,8 @@ final class Fetch: Sendable {
         var keepsWhole = false
         var stopping = false
         var pending: [Waiter] = []
+        /// While searching: what is here already, from an earlier fetch or of a damaged object.
+        var part: (file: SharedDescriptor, pieces: Bitfield)?
         var completions: [@Sendable (Result<Void, Errno>) -> Void] = []
         /// Most recently used last.
         var cursors: [Cursor] = []
@@ -211,11 +213,12 @@ final class Fetch: Sendable {
 
     private func wait(_ waiter: Waiter) {
         let ready = state.withLock { state -> Phase? in
-            if case .searching = state.phase {
-                state.pending.append(waiter)
-                return nil
+            guard case .searching = state.phase else { return state.phase }
+            if let part = state.part, isVerified(waiter.range, part.pieces) {
+                return .complete(part.file)
             }
-            return state.phase
+            state.pending.append(waiter)
+            return nil
         }
         if let ready { serve(waiter, ready) }
     }
@@ -335,18 +338,22 @@ final class Fetch: Sendable {
     /// Who waits for what is here already need not wait for holders.
     private func serveVerified() async throws {
         guard state.withLock({ !$0.pending.isEmpty }) else { return }
-        let part = try await Blocking.run { [self] in try verifiedPart() }
-        guard let (file, pieces) = part else { return }
-        let size = extent.pieceBytes
+        let found = try await Blocking.run { [self] in try verifiedPart() }
+        guard let part = found else { return }
         let ready = state.withLock { state in
-            let isReady = { (waiter: Waiter) in
-                let end = (waiter.range.upperBound + size - 1) / size
-                return pieces.missing(in: Int(waiter.range.lowerBound / size)..<Int(end)) == 0
-            }
+            state.part = part
+            let isReady = { (waiter: Waiter) in self.isVerified(waiter.range, part.pieces) }
             defer { state.pending.removeAll(where: isReady) }
             return state.pending.filter(isReady)
         }
-        for waiter in ready { waiter.body(.success(file)) }
+        for waiter in ready { waiter.body(.success(part.file)) }
+    }
+
+    private func isVerified(_ range: Range<UInt64>, _ pieces: Bitfield) -> Bool {
+        let size = extent.pieceBytes
+        let end = min(range.upperBound, extent.length)
+        return pieces.missing(
+            in: Int(range.lowerBound / size)..<Int((end + size - 1) / size)) == 0
     }
 
     private func load(_ layer: [UInt8], _ endpoints: [SwarmEndpoint]) async throws -> Beginning {
