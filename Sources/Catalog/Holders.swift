@@ -160,9 +160,10 @@ extension Reader {
 
     /// All contents, in the order in which this node came to know of them; without their holders.
     ///
-    /// - Parameter copies: how many they are to have where no directory says anything.
+    /// - Parameter copies: how many they are to have where no directory says anything; nil: nobody
+    ///   asks how many, which is 0 then.
     public func holdings(
-        after number: Int64, limit: Int, copies: Int
+        after number: Int64, limit: Int, copies: Int? = nil
     ) throws(Errno) -> [Holding] {
         var holdings = try connection.all(
             """
@@ -170,8 +171,8 @@ extension Reader {
                 EXISTS(SELECT 1 FROM extent e WHERE e.content = c.number)
             FROM content c WHERE c.number > ? ORDER BY c.number LIMIT ?
             """, number, limit
-        ) { row throws(Errno) in try decodeHolding(row, copies) }
-        guard try hasPolicies() else { return holdings }
+        ) { row throws(Errno) in try decodeHolding(row, copies ?? 0) }
+        guard let copies, try hasPolicies() else { return holdings }
         for index in holdings.indices {
             holdings[index].copies = try self.copies(
                 of: holdings[index].number, otherwise: copies)
