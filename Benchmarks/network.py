@@ -40,6 +40,23 @@ class Network:
         self.ip(name, "route", "add", "default", "dev", "eth0")
         return name
 
+    @staticmethod
+    def address(name):
+        return f"10.77.0.{name.rsplit('-', 1)[1]}"
+
+    def port(self, name):
+        return f"port{name.rsplit('-', 1)[1]}"
+
+    def plug(self, name, is_connected):
+        """One host's own cable."""
+        self.ip(self.trunk, "link", "set", self.port(name), "up" if is_connected else "down")
+
+    def limit(self, name, megabits):
+        """What the host sends and what it receives, each."""
+        for where, device in ((name, "eth0"), (self.trunk, self.port(name))):
+            run("ip", "netns", "exec", where, "tc", "qdisc", "replace", "dev", device, "root",
+                "tbf", "rate", f"{megabits}mbit", "burst", "256k", "latency", "50ms")
+
     def connect(self, is_connected):
         self.ip(self.trunk, "link", "set", "cable0", "up" if is_connected else "down")
 

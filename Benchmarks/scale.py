@@ -35,6 +35,7 @@ class Control(http.client.HTTPConnection):
 
 class ScaleNode:
     FOUNDING = ["--create", "--copies", "1"]
+    LEVEL = "debug"
 
     def __init__(self, bench, name, host, *options, volume="bench", patience=1800,
                  founds=False):
@@ -51,7 +52,7 @@ class ScaleNode:
         """Until its mount answers: seconds."""
         begin = time.monotonic()
         environment = dict(
-            self.bench.environment, DELUGEFS_LOG="debug",
+            self.bench.environment, DELUGEFS_LOG=self.LEVEL,
             XDG_CONFIG_HOME=f"{self.bench.directory}/config-{self.name}")
         with open(self.log, "ab") as log:
             self.process = subprocess.Popen(
