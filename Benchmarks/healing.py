@@ -52,11 +52,17 @@ class Member(ScaleNode):
         root = self.ask("/v1/whereis", {"paths": [list(name.encode())]})[0]["roots"][0]
         return f"{self.root}/objects/{root[:2]}/{root}"
 
+    def facts(self):
+        """Its status; a busy one may be late."""
+        found = []
+        until(f"{self.name} answers", lambda: found.append(self.status()) or found[-1], patience=60)
+        return found[-1]
+
     def lacking(self):
-        return self.status()["contents"]["underReplicated"]["files"]
+        return self.facts()["contents"]["underReplicated"]["files"]
 
     def sees(self, other):
-        return any(peer["name"] == other.name and peer["online"] for peer in self.status()["peers"])
+        return any(peer["name"] == other.name and peer["online"] for peer in self.facts()["peers"])
 
     def wait_replicated(self):
         run(self.bench.binary, "wait", "--replicated", "--timeout", "1800", "--root", self.root)
@@ -370,7 +376,7 @@ def settled(nodes, quiet=20, patience=300):
     begin = since = time.monotonic()
     used = None
     while time.monotonic() - since < quiet and time.monotonic() - begin < patience:
-        now = [node.status()["usedBytes"] for node in nodes]
+        now = [node.facts()["usedBytes"] for node in nodes]
         if now != used:
             used, since = now, time.monotonic()
         time.sleep(0.5)
