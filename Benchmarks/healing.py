@@ -468,6 +468,8 @@ ROWS = [two_copies, five_nodes, heal_small, heal_large, detection, latency, fill
 
 
 def measure(bench, wanted):
+    # Nodes, mounts and namespaces go away also when the benchmark is ended from outside.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended"))
     for row in ROWS:
         if not wanted or row.__name__ in wanted:
             row(bench)
