@@ -81,8 +81,8 @@ void set_transfer(lt::settings_pack& pack) {
     pack.set_int(s::initial_picker_threshold, 0);
     pack.set_bool(s::prioritize_partial_pieces, false);
     pack.set_bool(s::piece_extent_affinity, false);
-    pack.set_int(s::send_buffer_low_watermark, 1 << 20);
-    pack.set_int(s::send_buffer_watermark, 8 << 20);
+    pack.set_int(s::send_buffer_low_watermark, 256 << 10);
+    pack.set_int(s::send_buffer_watermark, 1 << 20);
     pack.set_int(s::send_buffer_watermark_factor, 150);
     pack.set_int(s::send_not_sent_low_watermark, 512 << 10);
     pack.set_int(s::max_peer_recv_buffer_size, 5 << 20);
