@@ -145,6 +145,10 @@ final class RangeReader: Sendable {
         }
         let part = parts[index]
         remote.isUnreadable(part.range, of: part.extent) { stream in
+            guard let stream else {
+                self.reply.error(error)
+                return
+            }
             self.state.withLock { $0.stream = stream }
             self.wait(for: stream, index)
         }

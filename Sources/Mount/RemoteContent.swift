@@ -20,11 +20,11 @@ public protocol RemoteContent: AnyObject, Sendable {
     /// An object that the catalog knew is not on the disk, or not whole; the catalog knows now.
     func isMissing(_ extent: Extent)
 
-    /// The disk gave an error for a range of an object. Calls `body` exactly once, when the content
-    /// is fetched like any other as far as that range goes.
+    /// The disk gave an error for a range of an object. Calls `body` exactly once: when that range is
+    /// fetched like any other, or with nil when nobody else has it. Takes a few seconds at most.
     func isUnreadable(
         _ range: Range<UInt64>, of extent: Extent,
-        _ body: @escaping @Sendable (any ContentStream) -> Void)
+        _ body: @escaping @Sendable ((any ContentStream)?) -> Void)
 }
 
 /// One extent being fetched. Letting go of the last reference ends the interest in it.

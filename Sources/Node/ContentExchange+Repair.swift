@@ -6,15 +6,26 @@ import Synchronization
 import SystemPackage
 import Volume
 
+/// What of an object could not be read.
+struct Unreadable: Sendable {
+    var range: Range<UInt64>
+    /// A node that is online has it.
+    var isElsewhere: Bool
+}
+
 // Damaged content: no copy any more, and fetched again as far as it is damaged.
 extension ContentExchange {
     func isUnreadable(
         _ range: Range<UInt64>, of extent: Extent,
-        _ body: @escaping @Sendable (any ContentStream) -> Void
+        _ body: @escaping @Sendable ((any ContentStream)?) -> Void
     ) {
         Task {
-            _ = try? await Blocking.run(.content) { [unreadable] in unreadable(extent, range) }
-            body(stream(extent))
+            let isElsewhere = await !sources(of: extent).isEmpty
+            let isGone = try? await Blocking.run(.content) { [self] in
+                unreadable(extent, Unreadable(range: range, isElsewhere: isElsewhere))
+                return try state(of: extent) == .none
+            }
+            body(isGone == true ? stream(extent) : nil)
         }
     }
 

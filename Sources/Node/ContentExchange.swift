@@ -35,8 +35,9 @@ final class ContentExchange: RemoteContent, Sendable {
     let arrived: @Sendable (Extent, ContentState) -> Void
     /// Called when an extent that was to be stored here will not be.
     let gaveUp: @Sendable (Extent) -> Void
-    /// Called when an object could not be read: as a whole, or of a range (`nil`: it is to be looked at).
-    let unreadable: @Sendable (Extent, Range<UInt64>?) -> Void
+    /// Called when an object could not be read, by a peer (nil: it is to be looked at) or for a range,
+    /// which may block on the disk.
+    let unreadable: @Sendable (Extent, Unreadable?) -> Void
     /// Between the row of a partial content and its file: one at a time changes both.
     let partials = Mutex<Void>(())
     /// Clones are taken on by one thread at a time, or two would count on the same room.
@@ -48,7 +49,7 @@ final class ContentExchange: RemoteContent, Sendable {
         catalog: Catalog, store: Store, swarm: Swarm, mesh: Mesh, logger: Logger,
         arrived: @escaping @Sendable (Extent, ContentState) -> Void,
         gaveUp: @escaping @Sendable (Extent) -> Void,
-        unreadable: @escaping @Sendable (Extent, Range<UInt64>?) -> Void
+        unreadable: @escaping @Sendable (Extent, Unreadable?) -> Void
     ) {
         self.catalog = catalog
         self.store = store

@@ -37,12 +37,16 @@ extension Node {
         }
     }
 
-    /// What a scrub needs of the rest.
-    static func scrubSurroundings(_ link: MeshLink) -> Scrubber.Surroundings {
-        Scrubber.Surroundings(
-            path: { link.node?.knownPath(of: $0) },
-            setAside: { link.node?.fileSystem?.setAside($0) },
-            repaired: { link.node?.fileSystem?.repaired($0) })
+    static func scrubber(
+        _ exchange: ContentExchange, _ configuration: Configuration, _ link: MeshLink
+    ) throws -> Scrubber {
+        try Scrubber(
+            catalog: exchange.catalog, store: exchange.store, exchange: exchange,
+            rate: configuration.scrubBytesPerSecond, logger: exchange.logger,
+            surroundings: Scrubber.Surroundings(
+                path: { link.node?.knownPath(of: $0) },
+                setAside: { link.node?.fileSystem?.setAside($0) },
+                repaired: { link.node?.fileSystem?.repaired($0) }))
     }
 
     private var fileSystem: VolumeFileSystem? { running.withLock { $0.mount?.fileSystem } }
@@ -56,15 +60,13 @@ extension Node {
     }
 
     /// A read of a local object failed.
-    func unreadable(_ extent: Extent, _ range: Range<UInt64>?) {
-        if let range {
-            let size = extent.pieceBytes
-            let pieces = range.lowerBound / size..<(range.upperBound + size - 1) / size
-            do {
-                try scrubber.setAside(extent, damaged: Set(pieces.map { Int($0) }))
-            } catch { logger.error("setting \(extent.root) aside: \(error)") }
-        } else {
-            scrubber.suspect(extent)
-        }
+    func unreadable(_ extent: Extent, _ part: Unreadable?) {
+        guard let part else { return scrubber.suspect(extent) }
+        let size = extent.pieceBytes
+        let pieces = part.range.lowerBound / size..<(part.range.upperBound + size - 1) / size
+        do {
+            try scrubber.unreadable(
+                extent, Set(pieces.map { Int($0) }), isElsewhere: part.isElsewhere)
+        } catch { logger.error("setting \(extent.root) aside: \(error)") }
     }
 }

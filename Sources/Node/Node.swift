@@ -216,13 +216,9 @@ public final class Node: Sendable {
         holderLogs = logs
         exchange = ContentExchange(
             catalog: catalog, store: store, swarm: swarm, mesh: mesh, logger: logger,
-            arrived: { extent, state in link.node?.arrived(extent, state) },
-            gaveUp: { extent in link.node?.gaveUp(extent) },
-            unreadable: { extent, range in link.node?.unreadable(extent, range) })
-        scrubber = try Scrubber(
-            catalog: catalog, store: store, exchange: exchange,
-            rate: configuration.scrubBytesPerSecond, logger: logger,
-            surroundings: Node.scrubSurroundings(link))
+            arrived: { link.node?.arrived($0, $1) }, gaveUp: { link.node?.gaveUp($0) },
+            unreadable: { link.node?.unreadable($0, $1) })
+        scrubber = try Node.scrubber(exchange, configuration, link)
         collector = Collector(
             catalog: catalog, store: store, history: state.history, mesh: mesh, exchange: exchange,
             node: identity.node, diskBytes: facts.capacityBytes, logger: logger,

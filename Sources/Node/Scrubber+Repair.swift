@@ -34,7 +34,7 @@ extension Scrubber {
             if !isWanted { forget(damage, isRepaired: true) }
             return false
         }
-        if isWhole {
+        if isWhole, damage.unreadable == nil {
             forget(damage, isRepaired: true)
             logger.notice(
                 "\(surroundings.path(root) ?? "old content") (\(root)) is whole again")
@@ -58,6 +58,13 @@ extension Scrubber {
         guard await !exchange.sources(of: extent).isEmpty else {
             state.withLock { $0.trials[damage.root]?.fail(at: .now) }
             return false
+        }
+        if isWhole, let pieces = damage.unreadable {
+            // From now on it is a damage like any other.
+            try await Blocking.run(.content) { [self] in
+                try setAside(extent, damaged: Set(pieces))
+            }
+            return true
         }
         begin(damage, extent)
         return true
@@ -102,7 +109,9 @@ extension Scrubber {
     func forget(_ extent: Extent) {
         let root = "\(extent.root)"
         let known = state.withLock { state in
-            state.progress.damaged.first { $0.root == root && $0.obstacle != nil }
+            state.progress.damaged.first {
+                $0.root == root && ($0.obstacle != nil || $0.unreadable != nil)
+            }
         }
         if let known { forget(known, isRepaired: true) }
     }

@@ -57,6 +57,9 @@ final class Scrubber: Sendable {
         var length: UInt64
         /// Counted as a copy.
         var isStored: Bool
+        /// What is to be set aside once somebody else has it; until then the rest serves, and may
+        /// be written to.
+        var unreadable: [Int]?
         /// Why it cannot be read at all, where that is so: nothing can be fetched in its place.
         var obstacle: String?
     }
@@ -334,6 +337,17 @@ final class Scrubber: Sendable {
         surroundings.setAside(extent)
     }
 
+    /// A read of these pieces failed. What nobody else has stays as it is.
+    func unreadable(_ extent: Extent, _ pieces: Set<Int>, isElsewhere: Bool) throws {
+        if isElsewhere { return try setAside(extent, damaged: pieces) }
+        guard let state = try isComplete(extent) else { return }
+        let isNew = note(extent, isStored: state == .stored, unreadable: pieces.sorted())
+        guard isNew else { return }
+        logger.error(
+            "\(name(of: extent)): pieces \(pieces.sorted()) cannot be read, and no disk that is online has them"
+        )
+    }
+
     private func cannotRead(_ extent: Extent, _ error: StoreError) {
         logger.error(
             "\(name(of: extent)) cannot be checked: \(error). Look after the disk and who owns its files, then run `delugefs scrub`."
@@ -341,20 +355,28 @@ final class Scrubber: Sendable {
         note(extent, isStored: true, obstacle: "\(error)")
     }
 
-    private func note(_ extent: Extent, isStored: Bool, obstacle: String? = nil) {
+    /// - Returns: whether it was not known yet.
+    @discardableResult
+    private func note(
+        _ extent: Extent, isStored: Bool, unreadable: [Int]? = nil, obstacle: String? = nil
+    ) -> Bool {
         let new = Damage(
-            root: "\(extent.root)", length: extent.length, isStored: isStored, obstacle: obstacle)
-        state.withLock { state in
+            root: "\(extent.root)", length: extent.length, isStored: isStored,
+            unreadable: unreadable, obstacle: obstacle)
+        let isNew = state.withLock { state in
+            state.isDirty = true
             if let index = state.progress.damaged.firstIndex(where: { $0.root == new.root }) {
                 state.progress.damaged[index] = new
-            } else {
-                state.progress.errorsFound += 1
-                guard state.progress.damaged.count < Self.damagedMax else { return }
+                return false
+            }
+            state.progress.errorsFound += 1
+            if state.progress.damaged.count < Self.damagedMax {
                 state.progress.damaged.append(new)
             }
-            state.isDirty = true
+            return true
         }
         save(atOnce: true)
+        return isNew
     }
 
     /// For the log.
