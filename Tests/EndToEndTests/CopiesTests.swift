@@ -117,8 +117,9 @@ extension EndToEnd {
                 // It is a member again when it is started again, and a draining one still.
                 try b.launch()
                 try await eventually("b is back", within: Bounds.ready) {
-                    try await a.status().peers.contains { $0.name == "b" && $0.online }
-
+                    guard try await b.command("status").status == 0 else { return false }
+                    let names = try await a.status().onlinePeers
+                    return try await b.status().state == "draining" && names.contains("b")
                 }
                 try await b.command("drain", "--cancel").succeeded()
                 #expect(try await b.status().state == "ready")
