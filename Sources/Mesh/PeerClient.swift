@@ -240,6 +240,8 @@ public final class PeerClient: Sendable {
         let opened = bootstrap.connect(host: endpoint.host, port: endpoint.port)
         // Without this the promise would leak, which NIO treats as a bug in debug builds.
         opened.whenFailure { verified.fail($0) }
+        // Whatever becomes of the channel: who waits for a connection hears of it.
+        let timer = loop.scheduleTask(in: left) { verified.fail(PeerError.timeout) }
         let result = await withTaskCancellationHandler {
             await Result {
                 let node = try await verified.futureResult.get()
@@ -247,8 +249,10 @@ public final class PeerClient: Sendable {
                     endpoint: endpoint, node: node, channel: try await opened.get())
             }
         } onCancel: {
-            opened.whenSuccess { $0.close(promise: nil) }
+            verified.fail(CancellationError())
         }
+        timer.cancel()
+        if case .failure = result { opened.whenSuccess { $0.close(promise: nil) } }
         switch result {
         case .success(let connection): return connection
         case .failure(let error): throw Self.peerError(error)
