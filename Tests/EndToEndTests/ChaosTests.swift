@@ -71,7 +71,7 @@ extension EndToEnd {
         private static func check(_ node: NodeProcess, _ models: [ChaosModel]) async throws {
             for model in models {
                 let directory = node[model.directory]
-                let names = Leftovers.names(in: directory).filter { $0 != "." && $0 != ".." }
+                let names = names(in: directory)
                 let unknown = Set(names).subtracting(model.names)
                 guard unknown.isEmpty else {
                     throw Failure("On \(node.name) there are unknown files: \(unknown.sorted())")
@@ -87,8 +87,12 @@ extension EndToEnd {
             }
         }
 
+        private static func names(in directory: String) -> [String] {
+            Leftovers.names(in: directory).filter { $0 != "." && $0 != ".." }
+        }
+
         private static func checkCopies(_ node: NodeProcess, _ model: ChaosModel) async throws {
-            let paths = model.presentNames.map { "\(model.directory)/\($0)" }
+            let paths = names(in: node[model.directory]).map { "\(model.directory)/\($0)" }
             for file in try await node.whereAre(paths) where !file.roots.isEmpty {
                 guard file.onlineMachines.count >= copies, file.copies >= copies else {
                     throw Failure("Too few machines have \(file)")

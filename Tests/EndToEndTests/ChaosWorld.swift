@@ -119,6 +119,14 @@ final class ChaosWorld: Sendable {
     /// One after another until the time is over, each at least once.
     func run(_ writers: [ChaosWriter], for duration: Duration) async throws {
         defer { over.store(true, ordering: .sequentiallyConsistent) }
+        do { try await runFaults(writers, for: duration) } catch {
+            // Who waits for one of them would wait for ever.
+            for node in nodes { try await node.kill9() }
+            throw error
+        }
+    }
+
+    private func runFaults(_ writers: [ChaosWriter], for duration: Duration) async throws {
         var deck: [Fault] = []
         var count = 0
         while !hasFailed, !Task.isCancelled,

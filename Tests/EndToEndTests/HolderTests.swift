@@ -2,7 +2,7 @@ import Glibc
 import Testing
 
 extension EndToEnd {
-    @Suite("Holders that go", .serialized, .timeLimit(.minutes(5)))
+    @Suite("Holders that go", .serialized, .timeLimit(.minutes(Bounds.isLong ? 60 : 5)))
     struct Holders {
         private static let bytes = 48 << 20
         /// Reads the first MiB of `$1`, says so in `$2.started`, and reads the rest after `$2.go`.
@@ -16,7 +16,9 @@ extension EndToEnd {
 
         /// One reader on a node that holds nothing itself, met in the middle of a file.
         private static func meet(
-            _ workshop: Workshop, _ reader: NodeProcess, then disturb: () async throws -> Void
+            _ workshop: Workshop, _ reader: NodeProcess,
+            within bound: Duration = Bounds.starvedRead,
+            then disturb: () async throws -> Void
         ) async throws -> (status: Int32, duration: Duration, result: String, errors: String) {
             let result = "\(workshop.directory)/read"
             let log = "\(workshop.directory)/reader.log"
@@ -28,16 +30,17 @@ extension EndToEnd {
             try await disturb()
             let start = ContinuousClock.now
             _ = try workshop.write("", to: "read.go")
-            guard let status = try await child.wait(Bounds.starvedRead) else {
-                throw Failure("The reader hung for \(Bounds.starvedRead).")
+            guard let status = try await child.wait(bound) else {
+                throw Failure("The reader hung for \(bound).")
             }
             return (status, ContinuousClock.now - start, result, FileBytes.text(log))
         }
 
         @Test("When a holder dies in the middle of a read another one takes over")
         func anotherTakesOver() async throws {
+            let (bytes, megabits) = Bounds.isLong ? (2 << 30, 640) : (Self.bytes, 64)
             try await Workshop.open { workshop in
-                let source = try await workshop.randomFile("source", bytes: Self.bytes, seed: 10)
+                let source = try await workshop.randomFile("source", bytes: bytes, seed: 10)
                 let network = try await Network(workshop)
                 let hosts = [
                     try await network.host(), try await network.host(), try await network.host(),
@@ -51,10 +54,12 @@ extension EndToEnd {
                 try await c.waitForPeers("a", "b")
                 try await a.sh("cp \"$1\" file", source, timeout: Bounds.transfer).succeeded()
                 try await a.waitReplicated()
-                try await hosts[0].throttle(megabitsPerSecond: 64)
-                try await hosts[1].throttle(megabitsPerSecond: 64)
+                try await hosts[0].throttle(megabitsPerSecond: megabits)
+                try await hosts[1].throttle(megabitsPerSecond: megabits)
                 try await c.sees("file")
-                let read = try await Self.meet(workshop, c) { try await a.kill9() }
+                let read = try await Self.meet(workshop, c, within: Bounds.transfer) {
+                    try await a.kill9()
+                }
                 print("the rest was read \(read.duration) after a died")
                 #expect(read.status == 0, "\(read.errors)")
                 #expect(try await Shell.sha256(read.result) == Shell.sha256(source))
