@@ -15,7 +15,9 @@
 #include <sys/file.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
+#include <sys/sysmacros.h>
 #include <sys/vfs.h>
+#include <sys/xattr.h>
 #include <unistd.h>
 
 #define RESULT(call) \
@@ -195,6 +197,26 @@ int64_t cstore_copy_some(int from, uint64_t from_offset, int to, uint64_t to_off
 int cstore_set_modified(int fd, int64_t seconds, uint32_t nanoseconds) {
     struct timespec times[2] = {{0, UTIME_OMIT}, {seconds, nanoseconds}};
     return futimens(fd, times) < 0 ? -errno : 0;
+}
+
+int cstore_symlinkat(const char *target, int directory, const char *name) {
+    RESULT(symlinkat(target, directory, name));
+}
+int cstore_mknodat(int directory, const char *name, unsigned mode, uint32_t major, uint32_t minor) {
+    RESULT(mknodat(directory, name, (mode_t)mode, makedev(major, minor)));
+}
+int cstore_fchmodat(int directory, const char *name, unsigned mode) {
+    RESULT(fchmodat(directory, name, (mode_t)mode, 0));
+}
+int cstore_fchownat(int directory, const char *name, uint32_t uid, uint32_t gid) {
+    RESULT(fchownat(directory, name, uid, gid, AT_SYMLINK_NOFOLLOW));
+}
+int cstore_set_modified_at(int directory, const char *name, int64_t seconds, uint32_t nanoseconds) {
+    struct timespec times[2] = {{0, UTIME_OMIT}, {seconds, nanoseconds}};
+    return utimensat(directory, name, times, AT_SYMLINK_NOFOLLOW) < 0 ? -errno : 0;
+}
+int cstore_lsetxattr(const char *path, const char *name, const void *value, uint64_t size) {
+    RESULT(lsetxattr(path, name, value, size, 0));
 }
 
 /* The extents of a file one after the other, fetched in batches. */

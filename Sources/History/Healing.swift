@@ -96,7 +96,7 @@ extension History {
     /// Takes a pack in that proves whole, else what can be read of it.
     /// - Returns: whether it is whole, and here under the same name.
     @discardableResult
-    private func takeIn(
+    func takeIn(
         _ name: String, from source: PackFiles, _ found: inout HistoryDamage
     ) throws -> Bool {
         let quarantine = try makeQuarantine()
@@ -150,7 +150,7 @@ extension History {
     // MARK: References and commits
 
     /// What reference files say, however damaged the rest is.
-    private static func named(in repository: FilePath) -> [String: ObjectID] {
+    static func named(in repository: FilePath) -> [String: ObjectID] {
         var named: [String: ObjectID] = [:]
         func look(_ directory: FilePath, _ prefix: String) {
             for name in (try? Files.names(in: directory)) ?? [] {

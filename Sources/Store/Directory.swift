@@ -10,34 +10,41 @@ final class Directory: Sendable {
     let raw: CInt
     /// For messages.
     let label: String
+    /// Nothing is made beneath it.
+    let isReadOnly: Bool
 
-    private init(raw: CInt, label: String) {
+    init(raw: CInt, label: String, isReadOnly: Bool = false) {
         self.raw = raw
         self.label = label
+        self.isReadOnly = isReadOnly
     }
 
     deinit { Glibc.close(raw) }
 
     /// Opens the directory at a path of the process.
-    convenience init(path: [UInt8], label: String) throws(StoreError) {
+    convenience init(
+        path: [UInt8], label: String, isReadOnly: Bool = false
+    ) throws(StoreError) {
         let name = path.map { CChar(bitPattern: $0) } + [0]
         let raw = try system("open \(label)") {
             cstore_openat(AT_FDCWD, name, O_RDONLY | O_DIRECTORY, 0)
         }
-        self.init(raw: raw, label: label)
+        self.init(raw: raw, label: label, isReadOnly: isReadOnly)
     }
 
-    /// A subdirectory, made (0700) when it is missing.
+    /// A subdirectory, made (0700) when it is missing and may be.
     func subdirectory(_ name: String) throws(StoreError) -> Directory {
-        let made = cstore_mkdirat(raw, name, 0o700)
-        guard made == 0 || Errno(rawValue: -made) == .fileExists else {
-            throw StoreError("mkdir \(label)/\(name)", Errno(rawValue: -made))
+        if !isReadOnly {
+            let made = cstore_mkdirat(raw, name, 0o700)
+            guard made == 0 || Errno(rawValue: -made) == .fileExists else {
+                throw StoreError("mkdir \(label)/\(name)", Errno(rawValue: -made))
+            }
+            if made == 0 { try synchronize() }
         }
-        if made == 0 { try synchronize() }
         let opened = try system("open \(label)/\(name)") {
             cstore_openat(raw, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW, 0)
         }
-        return Directory(raw: opened, label: "\(label)/\(name)")
+        return Directory(raw: opened, label: "\(label)/\(name)", isReadOnly: isReadOnly)
     }
 
     /// - Parameter flags: as in open(2); O_CLOEXEC and O_NOFOLLOW are added. New files get 0600.

@@ -1,7 +1,7 @@
 import Glibc
 import Synchronization
 public import SystemPackage
-import Volume
+public import Volume
 
 /// Hashes one extent of a file with up to two threads: the caller's and a helper.
 ///
@@ -134,5 +134,19 @@ extension Merkle {
             start += hashed.extent.length
         }
         return MerkleResult(extents: extents)
+    }
+}
+
+extension Merkle {
+    /// Whether the bytes of a file from `offset` on are those of an extent. Threads as for `hash`.
+    ///
+    /// - Throws: `StoreError`: what reading gave, `.wrongLength` when the file is shorter.
+    public static func matches(
+        _ file: FileDescriptor, at offset: UInt64, _ extent: Extent
+    ) throws(StoreError) -> Bool {
+        let hasher = FileHasher(
+            file: file.rawValue, start: offset, shape: ExtentShape(length: extent.length),
+            isSparse: try FileStatus(of: file.rawValue).isSparse, cancellation: nil)
+        return try hasher.run().extent == extent
     }
 }

@@ -70,6 +70,19 @@ public final class Store: Sendable {
         self.extentBytesMax = extentBytesMax
     }
 
+    /// Opens a root of which nothing is made, changed or removed: one that no node has, of a damaged or
+    /// read-only disk perhaps. Only what reads may be called; an object whose directory is missing is
+    /// ENOENT.
+    public init(reading path: [UInt8]) throws(StoreError) {
+        root = try Directory(path: path, label: "root", isReadOnly: true)
+        // Nothing is found in what is missing: no name in the root is one of theirs.
+        objects = try root.status("objects") == nil ? root : root.subdirectory("objects")
+        staging = try root.status("staging") == nil ? root : root.subdirectory("staging")
+        partial = root
+        temporaries = root
+        extentBytesMax = Limits.extentBytesMax
+    }
+
     deinit {
         state.withLock { if let lock = $0.lock { Glibc.close(lock) } }
     }
@@ -79,7 +92,11 @@ public final class Store: Sendable {
     /// - Throws: `.rootInUse` when another process, or another store of this one, has it.
     public func acquireLock() throws(StoreError) {
         guard state.withLock({ $0.lock == nil }) else { return }
-        let file = try root.open("lock", O_RDWR | O_CREAT)
+        // Where there is none and none may be made, no node ever was.
+        guard
+            let file = try root.openIfPresent(
+                "lock", root.isReadOnly ? O_RDONLY : O_RDWR | O_CREAT)
+        else { return }
         do throws(StoreError) {
             try system("lock root") { cstore_lock(file.raw) }
         } catch {

@@ -29,7 +29,7 @@ struct Delugefs: ParsableCommand {
         subcommands: [
             Run.self, ShowStatus.self, Stop.self, PrintKey.self, WhereIs.self, Wait.self,
             ShowLog.self, Restore.self, Purge.self, Policy.self, Scrub.self, Drain.self,
-            Forget.self, Doctor.self,
+            Forget.self, Recover.self, Doctor.self,
         ],
         defaultSubcommand: Run.self)
 

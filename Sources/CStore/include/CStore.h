@@ -98,6 +98,15 @@ int cstore_fallocate(int fd, int mode, uint64_t offset, uint64_t length);
 int64_t cstore_copy_some(int from, uint64_t from_offset, int to, uint64_t to_offset, uint64_t length);
 int cstore_set_modified(int fd, int64_t seconds, uint32_t nanoseconds);
 
+/* Making files of every kind. Links are not followed but by fchmodat(2), which cannot help it. */
+int cstore_symlinkat(const char *target, int directory, const char *name);
+int cstore_mknodat(int directory, const char *name, unsigned mode, uint32_t major, uint32_t minor);
+int cstore_fchmodat(int directory, const char *name, unsigned mode);
+int cstore_fchownat(int directory, const char *name, uint32_t uid, uint32_t gid);
+int cstore_set_modified_at(int directory, const char *name, int64_t seconds, uint32_t nanoseconds);
+/* lsetxattr(2): the last component of the path is not followed. */
+int cstore_lsetxattr(const char *path, const char *name, const void *value, uint64_t size);
+
 /* The calling thread's name, at most 15 bytes. */
 void cstore_name_thread(const char *name);
 
