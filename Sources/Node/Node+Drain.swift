@@ -85,7 +85,7 @@ extension Node {
     private func drainState() async throws -> ControlMessage.DrainReply {
         let isDraining = running.withLock { $0.isDraining }
         let (stored, uncommitted) = try await Blocking.run { [catalog] in
-            try catalog.commitBatch()
+            try catalog.flush()
             return try catalog.snapshot { reader in
                 (try reader.storedForFiles(), try reader.uncommittedFiles())
             }

@@ -41,7 +41,7 @@ extension Node {
             )
         }
         let lost = try await Blocking.run { [catalog] in
-            try catalog.commitBatch()
+            try catalog.flush()
             return try catalog.snapshot { try $0.heldOnly(by: node) }
         }
         guard lost.count == 0 || message.acceptsLoss else {

@@ -300,7 +300,7 @@ final class Replicator: Sendable {
     /// list of changes.
     private func survey(_ plan: inout RepairPlan, _ now: ContinuousClock.Instant) async throws {
         let rule = plan.rule
-        try await Blocking.run { [catalog] in try catalog.commitBatch() }
+        try await Blocking.run { [catalog] in try catalog.flush() }
         var found: [Int64: Holding] = [:]
         var after: Int64? = 0
         while let number = after {
