@@ -121,6 +121,8 @@ final class ChaosWorld: Sendable {
         defer { over.store(true, ordering: .sequentiallyConsistent) }
         do { try await runFaults(writers, for: duration) } catch {
             // Who waits for one of them would wait for ever.
+            over.store(true, ordering: .sequentiallyConsistent)
+            troubles.store(1, ordering: .sequentiallyConsistent)
             for node in nodes { try await node.kill9() }
             throw error
         }
