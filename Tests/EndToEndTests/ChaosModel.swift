@@ -53,6 +53,20 @@ final class ChaosModel: Sendable {
         }
     }
 
+    /// A file brings along what it was: its new name may be known elsewhere before its last content.
+    func beginRename(_ name: String, _ other: String) {
+        files.withLock { files in
+            guard let old = files[name]?.versions else { return }
+            var file = files[other, default: File()]
+            file.versions.insert(contentsOf: old, at: 0)
+            file.certain += old.count
+            file.acknowledged = file.acknowledged.map { $0 + old.count }
+            files[other] = file
+        }
+        begin(other, content(name))
+        begin(name, nil)
+    }
+
     func answered(_ name: String) {
         files.withLock { files in
             guard var file = files[name] else { return }

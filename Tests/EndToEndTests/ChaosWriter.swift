@@ -137,9 +137,8 @@ final class ChaosWriter: Sendable {
     }
 
     private func rename(_ name: String, _ other: String) throws {
-        guard name != other, let content = model.content(name) else { return }
-        model.begin(other, content)
-        model.begin(name, nil)
+        guard name != other, model.content(name) != nil else { return }
+        model.beginRename(name, other)
         try Calls.rename(path(name), to: path(other))
         model.answered(other)
         model.answered(name)
