@@ -361,6 +361,8 @@ final class Fetch: Sendable {
         if isUnchecked {
             try await Blocking.run(.content) { [self] in try check(layer) }
         }
+        // An object that was lost may still be loaded, to be served.
+        await exchange.swarm.unload(extent)
         let loaded = try await Blocking.run { [self] in try prepare(layer, endpoints) }
         guard let (download, file) = loaded else { return .object }
         layers.withLock { $0 = layer }
