@@ -96,8 +96,9 @@ extension Recovery {
         return Level(path: path, tree: tree, attributes: record.map(attributes))
     }
 
+    /// The top comes last of all: `OutputTree.finish`.
     private func finish(_ level: Level) throws {
-        guard let attributes = level.attributes else { return }
+        guard let attributes = level.attributes, !level.path.isEmpty else { return }
         let recovered = try attempt(level.path) {
             try tree.finishDirectory(at: level.path, attributes)
         }
@@ -294,9 +295,7 @@ extension Recovery {
         _ path: [FileName], _ make: () throws -> StoreError?
     ) throws -> Recovered {
         do {
-            if let failure = try make() {
-                lose(.attributes, path, "not all of its attributes could be set: \(failure)")
-            }
+            noteAttributes(try make(), path)
             return .made
         } catch let error as Unrecoverable {
             return .lost(.content, error.reason)
@@ -306,6 +305,11 @@ extension Recovery {
                 ? .lost(.content, "its content cannot be read: \(error)")
                 : .lost(.refused, "it cannot be made: \(error)")
         }
+    }
+
+    func noteAttributes(_ failure: StoreError?, _ path: [FileName]) {
+        guard let failure else { return }
+        lose(.attributes, path, "not all of its attributes could be set: \(failure)")
     }
 
     func settle(_ recovered: Recovered, _ path: [FileName]) {

@@ -64,7 +64,7 @@ extension Recovery {
     ) throws {
         let directory = Array(original.dropLast())
         guard let last = original.last else { return }
-        try tree.reopenDirectory(at: directory)
+        if !directory.isEmpty { try tree.reopenDirectory(at: directory) }
         let milliseconds = UInt64(max(0, facts.modified.seconds)) * 1000
         let name = try conflictName(
             original: last, node: name,
@@ -90,8 +90,7 @@ extension Recovery {
             report.bytes += facts.size
             report.unfinished.append(String(decoding: Self.bytes(of: path), as: UTF8.self))
         }
-        if let parent = file == nil ? top : file?.parent {
-            _ = try tree.finishDirectory(at: directory, parent)
-        }
+        guard let parent = file?.parent, !directory.isEmpty else { return }
+        _ = try tree.finishDirectory(at: directory, parent)
     }
 }

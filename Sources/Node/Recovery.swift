@@ -133,11 +133,10 @@ public final class Recovery {
             try recovery.recoverNames()
             try recovery.recoverWritten()
             history.close()
-            try tree.finish()
-            return recovery.finished()
+            return try recovery.finished()
         } catch {
             history.close()
-            try? tree.finish()
+            _ = try? tree.finish()
             throw sentence(error)
         }
     }
@@ -170,7 +169,8 @@ public final class Recovery {
         self.tell = tell
     }
 
-    private func finished() -> RecoveryReport {
+    private func finished() throws -> RecoveryReport {
+        noteAttributes(try tree.finish(top), [])
         if let damage = history.damage, !damage.packs.isEmpty {
             report.notes.append(
                 "Of the history \(damage.packs.count) packs are damaged; what could be read of them was used."
@@ -240,6 +240,8 @@ public final class Recovery {
         switch error {
         case is NodeError: return error
         case let error as UpgradeNeeded: return NodeError("\(error).")
+        case let error as StoreError where TargetFailure(error) != nil:
+            return sentence(TargetFailure(error) ?? .full)
         case let error as TargetFailure:
             return NodeError(
                 "The target takes no more (\(error.errno)); what is there by now is a part only. Give a --to with more room."

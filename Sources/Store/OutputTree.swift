@@ -64,11 +64,15 @@ public final class OutputTree {
         last = ([], top)
     }
 
-    /// Everything made so far is durable, and `.delugefs/` is gone if nothing is left in it.
-    public func finish() throws(StoreError) {
+    /// Removes `.delugefs/`, if nothing is left in it. Everything made is durable then.
+    ///
+    /// - Parameter attributes: of the top.
+    public func finish(_ attributes: FileAttributes? = nil) throws(StoreError) -> StoreError? {
         _ = cstore_unlinkat(scratch.raw, Self.new)
         _ = unlinkat(top.raw, Self.scratchName, AT_REMOVEDIR)
+        let failure = attributes.flatMap { set($0, of: [0x2E, 0], in: top, isLink: false) }
         try system("syncfs") { cstore_syncfs(top.raw) }
+        return failure
     }
 
     // MARK: Making
@@ -79,11 +83,11 @@ public final class OutputTree {
         try system("mkdir") { cstore_mkdirat(parent.raw, name, 0o700) }
     }
 
-    /// When all that belongs in it is there; the empty path is the top.
+    /// When all that belongs in it is there.
     public func finishDirectory(
         at path: [FileName], _ attributes: FileAttributes
     ) throws(StoreError) -> StoreError? {
-        set(attributes, of: [CChar]([0x2E, 0]), in: try directory(at: path), isLink: false)
+        set(attributes, of: [0x2E, 0], in: try directory(at: path), isLink: false)
     }
 
     /// Takes back what `finishDirectory` did to who may write in it.
