@@ -139,24 +139,41 @@ public final class HistoryReader {
         _ isWanted: (Commit, CommitMessage) -> Bool
     ) throws -> [(id: ObjectID, stamp: Stamp)] {
         var found: [(ObjectID, Stamp)] = []
-        let places = [readers == nil ? nil : packs, copy?.packs].compactMap(\.self)
-        for place in places {
-            for pack in try place.list() {
-                let keys = try ignoringDamage { try PackIndex.keys(place.indexPath(pack.name)) }
+        func look(in packs: PackFiles) throws -> Bool {
+            var isWhole = true
+            for pack in try packs.list() {
+                let keys = try ignoringDamage { try PackIndex.keys(packs.indexPath(pack.name)) }
+                isWhole = isWhole && keys != nil
                 for key in keys ?? [] {
-                    let object = try ignoringDamage { () -> Commit? in
-                        let kind = try read { try $0.with { try $0.header(key)?.kind } }
-                        return kind == .commit ? try commit(key) : nil
-                    }
-                    guard let object,
-                        let message = try? CommitMessage(decoding: object.message),
-                        isWanted(object, message)
+                    guard let commit = try commitIfOne(key),
+                        let message = try? CommitMessage(decoding: commit.message),
+                        isWanted(commit, message)
                     else { continue }
                     found.append((key, message.newestStamp))
                 }
             }
+            return isWhole
+        }
+        if readers == nil || copy != nil {
+            _ = try look(in: copied().packs)
+        } else if try !look(in: packs) {
+            found = []
+            _ = try look(in: copied().packs)
         }
         return found
+    }
+
+    /// Nil for what is no commit, or cannot be read.
+    private func commitIfOne(_ key: ObjectID) throws -> Commit? {
+        try ignoringDamage {
+            let kind = try read { readers in
+                guard let header = try readers.with({ try $0.header(key) }) else {
+                    throw HistoryError(.notFound, "read", "\(key) is missing")
+                }
+                return header.kind
+            }
+            return kind == .commit ? try commit(key) : nil
+        }
     }
 
     private func ignoringDamage<T>(_ body: () throws -> T?) throws -> T? {

@@ -212,6 +212,7 @@ extension Recovery {
     private func write(_ bytes: [UInt8], to file: FileDescriptor) throws {
         let count = try bytes.withUnsafeBytes { try Store.writeSome($0, to: file, at: 0) }
         guard count == bytes.count else { throw TargetFailure.full }
+        progress.add(bytes: UInt64(count))
     }
 
     private func copy(_ extent: Extent, to file: FileDescriptor, at offset: UInt64) throws {

@@ -182,6 +182,9 @@ public final class Recovery {
     // MARK: Refusals
 
     private static func openStore(_ root: FilePath) throws -> Store {
+        guard access(root.string, R_OK | X_OK) == 0 || errno != EACCES else {
+            throw NodeError("\(root) may not be read by this user; run as its owner, or as root.")
+        }
         guard RootDirectory.isDirectory(root.appending("history.git")) else {
             throw NodeError(
                 "There is no volume in \(root): it has no history.git. Give the root of a node, as \"delugefs --root\" had it."
@@ -252,7 +255,7 @@ public final class Recovery {
             )
         default:
             return NodeError(
-                "The root cannot be read: \(error). Copy the disk, for example with ddrescue, and recover from the copy."
+                "Recovery ended early: \(error). What is there by now is a part only. If the root's disk fails, copy it first, for example with ddrescue, and recover from the copy."
             )
         }
     }

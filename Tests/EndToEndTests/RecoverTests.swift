@@ -184,6 +184,31 @@ extension EndToEnd {
             ).succeeded()
         }
 
+        /// A third of the packs without their indexes.
+        private static let loseIndexes = """
+            cd "$1"/history.git/objects/pack; rm $(ls *.idx | head -2)
+            """
+        private static let flipPacks = """
+            cd "$1"/history.git/objects/pack; chmod u+w *.pack
+            for pack in $(ls -S *.pack | head -3); do
+                for part in 3 5 7; do
+                    printf '\\377\\376\\375' | dd of=$pack bs=1 conv=notrunc status=none \
+                        seek=$(($(stat -c %s $pack) * part / 10))
+                done
+            done
+            """
+        /// Takes the packs apart and removes one of the parts that a large directory is split into.
+        /// Prints how many names that had.
+        private static let loseShard = """
+            cd "$1"/history.git; mv objects/pack packs; mkdir objects/pack
+            export GIT_DIR=. GIT_CONFIG_COUNT=2 GIT_CONFIG_KEY_0=safe.directory GIT_CONFIG_VALUE_0=*
+            export GIT_CONFIG_KEY_1=core.fsync GIT_CONFIG_VALUE_1=none
+            for pack in packs/*.pack; do git unpack-objects -q <$pack; done
+            shard=$(git rev-parse main:tree/many/%07)
+            git ls-tree $shard | wc -l
+            rm -f objects/$(echo $shard | sed 's,^..,&/,')
+            """
+
         @Test("A damaged history gives what can be read of it, and never anything wrong")
         func damagedHistory() async throws {
             try await Solo.open { solo in
@@ -194,36 +219,40 @@ extension EndToEnd {
                     ).succeeded()
                     try await node.settle()
                 }
-                let before = try await node.sh("sha256sum */*").succeeded().output
-                let known = Set(before.split(separator: "\n"))
+                try await node.sh("mkdir many; seq 1100 | sed s,^,many/, | xargs touch")
+                    .succeeded()
+                let before = try await node.sh("sha256sum [1-3]/*").succeeded().output
                 try await node.stop()
-                try await solo.host.sh(
-                    "cd \"$1\"/history.git/objects/pack; rm $(ls *.idx | head -2)", node.root
-                ).succeeded()
                 let place = try solo.workshop.make("recovered")
-                try await node.command("recover", "--to", "\(place)/indexes").succeeded()
-                let sums = "cd \"$1\"; sha256sum */*"
-                #expect(try await solo.host.sh(sums, "\(place)/indexes").output == before)
-                try await solo.host.sh(
-                    """
-                    cd "$1"/history.git/objects/pack; chmod u+w *.pack
-                    for pack in $(ls -S *.pack | head -3); do
-                        for part in 3 5 7; do
-                            printf '\\377\\376\\375' | dd of=$pack bs=1 conv=notrunc status=none \\
-                                seek=$(($(stat -c %s $pack) * part / 10))
-                        done
-                    done
-                    """, node.root
-                ).succeeded()
-                let outcome = try await node.command(
-                    "recover", "--json", "--to", "\(place)/packs")
-                #expect(outcome.status == 1)
-                let report = try Report(outcome)
-                #expect(!report.notes.isEmpty)
-                let found = Set(
-                    try await solo.host.sh(sums, "\(place)/packs").output.split(separator: "\n"))
-                #expect(!found.isEmpty && found.isSubset(of: known))
-                print("damaged history: \(found.count) of \(known.count), \(report.notes)")
+                /// What a copy of the root gives back after that.
+                func recover(
+                    _ name: String, after loss: String
+                ) async throws -> (loss: String, recover: Outcome, sums: String) {
+                    let copy = "\(place)/root-\(name)"
+                    try await solo.host.sh("cp -a \"$1\" \"$2\"", node.root, copy).succeeded()
+                    let lost = try await solo.host.sh(loss, copy).succeeded()
+                    let target = "\(place)/\(name)"
+                    let outcome = try await solo.host.run(
+                        [Machine.binary, "recover", "--root", copy, "--json", "--to", target])
+                    let sums = try await solo.host.sh("cd \"$1\"; sha256sum [1-3]/*", target)
+                    return (lost.line, outcome, sums.output)
+                }
+
+                let indexes = try await recover("indexes", after: Self.loseIndexes)
+                #expect(indexes.recover.status == 0 && indexes.sums == before)
+
+                let packs = try await recover("packs", after: Self.flipPacks)
+                #expect(packs.recover.status == 1)
+                #expect(try !Report(packs.recover).notes.isEmpty)
+                let found = Set(packs.sums.split(separator: "\n"))
+                #expect(!found.isEmpty && found.isSubset(of: before.split(separator: "\n")))
+
+                let shard = try await recover("shard", after: Self.loseShard)
+                let report = try Report(shard.recover)
+                #expect(report.lost.map { "\($0.path) \($0.kind)" } == ["/many record"])
+                let lost = try #require(Int(shard.loss))
+                #expect(lost > 0 && report.files == 1220 - lost)
+                #expect(shard.sums == before)
             }
         }
     }
