@@ -18,8 +18,8 @@ extension Recovery {
         for (staging, facts) in facts where facts.size > 0 {
             let file = written[staging.ino]
             let isWhole = try isWhole(staging)
-            if let file, file.isRecovered,
-                try isCommitted(staging, facts, file.record, isWhole, objects[facts.identity])
+            if let file,
+                try isCommitted(staging, facts, file, isWhole, objects[facts.identity])
             {
                 continue
             }
@@ -44,17 +44,18 @@ extension Recovery {
 
     /// Whether the file has nothing that its record has not.
     private func isCommitted(
-        _ staging: StagingName, _ facts: FileFacts, _ record: Record, _ isWhole: Bool,
+        _ staging: StagingName, _ facts: FileFacts, _ file: WrittenFile, _ isWhole: Bool,
         _ object: Extent?
     ) throws -> Bool {
-        guard case .file(let content) = record.content.value.body else { return false }
+        let group = file.record.content.value
+        guard case .file(let content) = group.body else { return false }
         switch content {
         case .inline(let bytes): return try isWhole && store.holds(staging, bytes)
         case .extents(let extents):
+            // The very file that the record names: whether it is right was told.
             if extents == [object].compactMap(\.self) { return true }
-            let isUntouched =
-                isWhole ? record.content.value.modified == facts.modified : facts.blocks == 0
-            return content.length == facts.size && isUntouched
+            let isUntouched = isWhole ? group.modified == facts.modified : facts.blocks == 0
+            return file.isRecovered && content.length == facts.size && isUntouched
         }
     }
 

@@ -213,7 +213,7 @@ extension EndToEnd {
         func damagedHistory() async throws {
             try await Solo.open { solo in
                 let node = solo.node
-                for round in 1...3 {
+                for round in 1...2 {
                     try await node.sh(
                         "mkdir \(round); for i in {1..40}; do echo $RANDOM >\(round)/$i; done"
                     ).succeeded()
@@ -221,7 +221,7 @@ extension EndToEnd {
                 }
                 try await node.sh("mkdir many; seq 1100 | sed s,^,many/, | xargs touch")
                     .succeeded()
-                let before = try await node.sh("sha256sum [1-3]/*").succeeded().output
+                let before = try await node.sh("sha256sum [12]/*").succeeded().output
                 try await node.stop()
                 let place = try solo.workshop.make("recovered")
                 /// What a copy of the root gives back after that.
@@ -234,7 +234,7 @@ extension EndToEnd {
                     let target = "\(place)/\(name)"
                     let outcome = try await solo.host.run(
                         [Machine.binary, "recover", "--root", copy, "--json", "--to", target])
-                    let sums = try await solo.host.sh("cd \"$1\"; sha256sum [1-3]/*", target)
+                    let sums = try await solo.host.sh("cd \"$1\"; sha256sum [12]/*", target)
                     return (lost.line, outcome, sums.output)
                 }
 
@@ -251,7 +251,7 @@ extension EndToEnd {
                 let report = try Report(shard.recover)
                 #expect(report.lost.map { "\($0.path) \($0.kind)" } == ["/many record"])
                 let lost = try #require(Int(shard.loss))
-                #expect(lost > 0 && report.files == 1220 - lost)
+                #expect(lost > 0 && report.files == 1180 - lost)
                 #expect(shard.sums == before)
             }
         }
