@@ -9,7 +9,7 @@ import Volume
 extension Recovery {
     /// What the catalog alone can put together.
     private static let inParts =
-        "it was being changed, and only a start of the node can put the parts together"
+        "it was being changed, and only a start of the node can put its last version together"
 
     func recoverWritten() throws {
         let facts = try store.listStaging().sorted().map { ($0, try store.stagingFacts($0)) }
@@ -27,7 +27,7 @@ extension Recovery {
             if isWhole {
                 try adopt(staging, facts, beside: original, file)
             } else {
-                lose(.content, original, "\(Self.inParts): staging/\(staging)")
+                lose(.unfinished, original, "\(Self.inParts): staging/\(staging)")
             }
         }
     }

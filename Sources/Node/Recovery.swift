@@ -42,6 +42,8 @@ public struct RecoveryLoss: Sendable {
         case refused
         /// It is there, and attributes of it are not.
         case attributes
+        /// It is there as it was committed; what was being written is not.
+        case unfinished
     }
 
     public let kind: Kind

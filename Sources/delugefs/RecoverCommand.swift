@@ -89,6 +89,9 @@ struct Recover: ParsableCommand {
             },
             advice(.refused) { "\($0) refused by the target: give one on a disk of Linux" },
             advice(.attributes) { "\($0) without some attributes" },
+            advice(.unfinished) {
+                "\(Quantity.count($0, "file")) without what was being written: start the node to have that"
+            },
         ]
         throw Failure(
             "Not everything was recovered: \(parts.compactMap(\.self).joined(separator: "; ")).")
