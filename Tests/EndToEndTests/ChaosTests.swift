@@ -5,7 +5,7 @@ extension EndToEnd {
     @Suite("Chaos", .serialized, .timeLimit(.minutes(Bounds.isLong ? 60 : 5)))
     struct Chaos {
         /// Each fault is met once even if that takes longer.
-        private static let duration = Duration.seconds(Bounds.isLong ? 900 : 25)
+        private static let duration = Duration.seconds(Bounds.isLong ? 900 : 12)
         private static let copies = 2
         private static let seed =
             Bounds.isLong && environment("DELUGEFS_TEST_SEED") == nil

@@ -16,7 +16,7 @@ final class ChaosWorld: Sendable {
 
     private static let graceSeconds = 3
     /// How long a fault lasts: shorter and longer than the grace time.
-    private static let faultMilliseconds = 300...7000
+    private static let faultMilliseconds = 300...(Bounds.isLong ? 7000 : 2000)
     private static let spoiledMax = 12
     private static let slowMegabits = 20
 

@@ -90,7 +90,11 @@ final class PowerCutLedger: Sendable {
             }
         }
         for rename in renames.withLock({ $0 }) where rename.begun < cut.end {
-            if isThere[rename.from] == isThere[rename.to] {
+            let isBoth = isThere[rename.from] == true && isThere[rename.to] == true
+            // The cut may have come before the file was made.
+            let wasThere = files[rename.from]?.first?.acknowledged.map { $0 < cut.begin } ?? false
+            let isNone = isThere[rename.from] == false && isThere[rename.to] == false
+            if isBoth || isNone && wasThere {
                 faults.append("\(rename.from) and \(rename.to): both or none of a rename")
             }
         }
