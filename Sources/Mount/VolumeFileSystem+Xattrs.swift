@@ -99,6 +99,8 @@ extension VolumeFileSystem {
         guard let copies = Int(String(decoding: value, as: UTF8.self)),
             (1...Limits.copiesMax).contains(copies)
         else { throw .invalidArgument }
+        // `fsync` waits for this disk alone: more must not be promised.
+        guard copies == 1 || name != Self.policyNames[1] else { throw .notSupported }
     }
 
     /// nil for a name that is stored like any other, or not there.

@@ -124,6 +124,7 @@ struct RepairPlan {
                 busyUntil[node] = nil
             }
         }
+        if holders[node] != .stored { moving[number] = nil }
         guard let holding, holding.isReferenced else {
             surplus[number] = nil
             return setLack(number, nil)
@@ -259,7 +260,9 @@ struct RepairPlan {
         var attempts: [Dropper.Attempt] = []
         var looks = 0
         for (number, content) in surplus {
-            guard now >= content.since + settling, now >= content.retryAfter else { continue }
+            // What is on its way elsewhere was made one too many on purpose.
+            let hasSettled = moving[number] != nil || now >= content.since + settling
+            guard hasSettled, now >= content.retryAfter else { continue }
             looks += 1
             guard looks <= Dropper.looksMax, attempts.count < Dropper.batchMax else { break }
             surplus[number]?.retryAfter = now + Dropper.retryPause
