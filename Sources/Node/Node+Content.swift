@@ -11,7 +11,8 @@ import Volume
 
 // What the parts tell each other about content and peers.
 extension Node {
-    /// Free space that clones leave to this disk's own writers, or a sixteenth of a small disk.
+    /// Free space that clones leave to this disk's own writers, or an eighth of a small disk, which is more than
+    /// `SpaceGuard` keeps.
     static let cloneReserveBytes: UInt64 = 256 << 20
     static let helloFreeStep: UInt64 = 64 << 20
     static let housekeepingInterval = Duration.seconds(2)

@@ -198,7 +198,7 @@ public final class Node: Sendable {
         try membership.keep(root.path, file: file)
         let facts = try store.diskFacts()
         capacityBytes = configuration.capacityBytes ?? facts.capacityBytes / 20 * 19
-        cloneReserveBytes = min(Node.cloneReserveBytes, facts.capacityBytes / 16)
+        cloneReserveBytes = min(Node.cloneReserveBytes, facts.capacityBytes / 8)
         space = SpaceGuard(store: store, diskBytes: facts.capacityBytes)
         try? known.keep(KnownRoots.Record(root: root.path, file, fileSystem: facts.uuid))
 

@@ -252,7 +252,7 @@ extension EndToEnd {
                 try await a.waitForPeers("b", "c")
                 // What is left free is enough to go on, and too little for the file on top.
                 try await two.sh(
-                    "cd \"$1\"; fallocate -l $(($(df --output=avail -B1M . | tail -1) - 310))M filler",
+                    "cd \"$1\"; fallocate -l $(($(df --output=avail -B1M . | tail -1) - 190))M filler",
                     small.path
                 ).succeeded()
                 try await a.sh("cp \"$1\" file", source, timeout: Bounds.transfer).succeeded()

@@ -108,7 +108,9 @@ extension EndToEnd {
             }
         }
 
-        @Test("With no holder left a read ends in EIO, and other files are unaffected")
+        @Test(
+            "With no holder left a read ends in EIO, and other files are unaffected",
+            .enabled(if: Bounds.isLong, "It waits for the reader's own time limit: in long runs."))
         func nobodyTakesOver() async throws {
             try await Workshop.open { workshop in
                 let source = try await workshop.randomFile("source", bytes: Self.bytes, seed: 12)
