@@ -54,21 +54,29 @@ struct Dropper {
     /// - Parameter state: that the copies are in: `stored`, or `cached`.
     /// - Returns: how many ended so.
     func run(_ attempts: [Attempt], from state: ContentState, to end: End) async throws -> Int {
-        var open = try await Blocking.run { try mark(attempts, in: state) }
+        let open = try await Blocking.run { try mark(attempts, in: state) }
         guard !open.isEmpty else { return 0 }
-        let confirmed = await ask(&open)
         let extents = open.map(\.extent)
-        let kept = extents.filter { !confirmed.contains($0) }
-        let ending = extents.filter { confirmed.contains($0) }
-        try await Blocking.run {
-            try setState(of: kept, state)
-            if end == .cached { try setState(of: ending, .cached) }
-            // Of what is marked it says that it is lost.
-            try note(extents)
-            if end == .absent { try catalog.flush() }
+        do {
+            let confirmed = await ask(open)
+            let ending = extents.filter { confirmed.contains($0) }
+            try await Blocking.run {
+                try setState(of: extents.filter { !confirmed.contains($0) }, state)
+                if end == .cached { try setState(of: ending, .cached) }
+                // Of what is marked it says that it is lost.
+                try note(extents)
+                if end == .absent { try catalog.flush() }
+            }
+            if end == .absent { for extent in ending { try await remove(extent) } }
+            return ending.count
+        } catch {
+            // What is still marked is here still: it is to count and to confirm again.
+            try await Blocking.run {
+                try setState(of: extents, state)
+                try note(extents)
+            }
+            throw error
         }
-        if end == .absent { for extent in ending { try await remove(extent) } }
-        return ending.count
     }
 
     private func mark(_ attempts: [Attempt], in state: ContentState) throws -> [Attempt] {
@@ -88,7 +96,8 @@ struct Dropper {
     }
 
     /// - Returns: what enough holders have confirmed.
-    private func ask(_ attempts: inout [Attempt]) async -> Set<Extent> {
+    private func ask(_ attempts: [Attempt]) async -> Set<Extent> {
+        var attempts = attempts
         var questions: [NodeID: [Int]] = [:]
         for index in attempts.indices {
             _ = attempts[index].rule.begin()
@@ -121,23 +130,25 @@ struct Dropper {
 
     // MARK: Room
 
-    /// Files of which only parts are here and that nobody reads any more.
+    /// Parts of contents that nobody fetches any more. They may be all that is left of a damaged copy,
+    /// so that they go only where holders confirm theirs; without a mark, for a part confirms nothing.
+    ///
     /// - Returns: how many are gone.
-    func removePartial() throws -> Int {
-        let partial = try catalog.read { try $0.contents(in: .partial, limit: Self.batchMax) }
-        var gone = 0
-        for entry in partial where !exchange.isFetching(entry.extent) {
-            let isGone = try catalog.perform { tx in
-                guard try tx.content(entry.extent.root)?.state == .partial,
-                    !exchange.isFetching(entry.extent)
-                else { return false }
-                try store.removePartial(entry.extent.root)
-                try tx.setContentState(entry.extent, .absent, at: Monotonic.wallMilliseconds)
-                return true
-            }
-            if isGone { gone += 1 }
+    func removeParts(_ attempts: [Attempt]) async throws -> Int {
+        let confirmed = await ask(attempts)
+        return try await Blocking.run {
+            try confirmed.reduce(0) { try $0 + (removePart($1) ? 1 : 0) }
         }
-        return gone
+    }
+
+    private func removePart(_ extent: Extent) throws -> Bool {
+        try catalog.perform { tx in
+            guard try tx.content(extent.root)?.state == .partial, !exchange.isFetching(extent)
+            else { return false }
+            try store.removePartial(extent.root)
+            try tx.setContentState(extent, .absent, at: Monotonic.wallMilliseconds)
+            return true
+        }
     }
 
     private func setState(of extents: [Extent], _ state: ContentState) throws {

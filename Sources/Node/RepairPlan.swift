@@ -274,7 +274,7 @@ struct RepairPlan {
         return attempts
     }
 
-    /// To give up a cached copy; nil when it is needed still.
+    /// To give up what counts as no copy; nil when it is needed still.
     func eviction(_ holding: Holding, nonce: UInt64) -> Dropper.Attempt? {
         let holders = holding.holders.filter { $0.state == .stored && nodes[$0.node] != nil }
         return DropAttempt(

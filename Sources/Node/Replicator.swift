@@ -164,16 +164,25 @@ final class Replicator: Sendable {
             isLeaving || options.lacksRoom
             ? .zero : min(.seconds(options.graceSeconds), Dropper.settlingMax)
         let surplus = plan.drops(now, settling: settling) { .random(in: 0...(.max)) }
-        let evictions = options.lacksRoom ? try await evictions(plan, options) : []
-        guard !surplus.isEmpty || !evictions.isEmpty else { return }
+        // What is being fetched is in use.
+        let parts =
+            options.lacksRoom
+            ? try await evictions(.partial, plan, options).filter {
+                !dropper.exchange.isFetching($0.extent)
+            } : []
+        let evictions = options.lacksRoom ? try await evictions(.cached, plan, options) : []
+        guard !surplus.isEmpty || !parts.isEmpty || !evictions.isEmpty else { return }
         isDropping.store(true, ordering: .relaxed)
         Task {
             do {
                 let dropped = try await dropper.run(
                     surplus, from: .stored, to: isLeaving ? .cached : .absent)
+                let removed = try await dropper.removeParts(parts)
                 let evicted = try await dropper.run(evictions, from: .cached, to: .absent)
-                if dropped + evicted > 0 {
-                    logger.info("dropped \(dropped) copies too many, \(evicted) cached ones")
+                if dropped + removed + evicted > 0 {
+                    logger.info(
+                        "dropped \(dropped) copies too many, \(evicted) cached ones, parts of \(removed)"
+                    )
                 }
             } catch { logger.error("dropping copies: \(error)") }
             isDropping.store(false, ordering: .relaxed)
@@ -181,14 +190,13 @@ final class Replicator: Sendable {
         }
     }
 
-    /// Cached copies that may go, oldest first, when what is here in part only is not enough.
+    /// What is here in this state and may go, oldest first.
     private func evictions(
-        _ plan: RepairPlan, _ options: Options
+        _ state: ContentState, _ plan: RepairPlan, _ options: Options
     ) async throws -> [Dropper.Attempt] {
-        try await Blocking.run { [dropper, catalog] in
-            guard try dropper.removePartial() == 0 else { return [] }
+        try await Blocking.run { [catalog] in
             let holdings = try catalog.read { reader in
-                try reader.contents(in: .cached, limit: Dropper.batchMax).compactMap {
+                try reader.contents(in: state, limit: Dropper.batchMax).compactMap {
                     try reader.holding(of: $0.extent.root, copies: options.copies)
                 }.filter(\.isReferenced)
             }

@@ -238,6 +238,18 @@ struct RepairPlanTests {
         #expect(settled.excess(even, now) == 0)
     }
 
+    @Test("What is no copy goes only where enough others have one")
+    func eviction() throws {
+        let plan = plan(4)
+        let alone = try holding(1, [:])
+        #expect(plan.eviction(alone, nonce: 1) == nil)
+        #expect(plan.eviction(try holding(1, [0: .cached, 2: .stored]), nonce: 1) == nil)
+        #expect(plan.eviction(try holding(1, [2: .stored, 3: .cached]), nonce: 1) == nil)
+        #expect(plan.eviction(try holding(1, [2: .stored, 3: .stored]), nonce: 1) != nil)
+        #expect(
+            plan.eviction(try holding(1, copies: 3, [2: .stored, 3: .stored]), nonce: 1) == nil)
+    }
+
     @Test("A clone is ended when nodes that are there have enough copies")
     func needless() throws {
         var plan = plan(4, online: [0, 2])
