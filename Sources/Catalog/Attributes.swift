@@ -236,12 +236,12 @@ extension Transaction {
         try connection.run(
             "INSERT OR REPLACE INTO xattr VALUES(?, ?, ?, ?, ?)", ino, name, value.value,
             value.stamp.time, try number(of: value.stamp.node))
-        if name == Policy.name { changes = .all }
+        if name == CopiesPolicy.name { changes = .all }
     }
 
     func deleteXattr(_ ino: InodeNumber, _ name: [UInt8]) throws(Errno) {
         try connection.run("DELETE FROM xattr WHERE ino = ? AND name = ?", ino, name)
-        if name == Policy.name { changes = .all }
+        if name == CopiesPolicy.name { changes = .all }
     }
 
     /// Throws ENOENT, ENODATA.

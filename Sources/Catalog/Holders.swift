@@ -210,7 +210,7 @@ extension Reader {
         .joined()
         let targets =
             try hasPolicies()
-            ? Policy.targets(of: "e.content > ?1 AND e.content <= ?2", otherwise: "?3")
+            ? CopiesPolicy.targets(of: "e.content > ?1 AND e.content <= ?2", otherwise: "?3")
             : "target(content, copies) AS (SELECT NULL, NULL WHERE 0)"
         let found = try connection.all(
             text: """

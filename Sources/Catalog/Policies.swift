@@ -3,8 +3,8 @@ public import Volume
 
 /// How many copies directories ask for of what is below them: `user.delugefs.copies`, which counts
 /// for all directories below that do not say otherwise.
-enum Policy {
-    static let name = Array("user.delugefs.copies".utf8)
+public enum CopiesPolicy {
+    public static let name = Array("user.delugefs.copies".utf8)
     /// The same for SQL, where the index of such attributes must be recognized.
     static let nameText = "x'" + name.map { String($0, radix: 16) }.joined() + "'"
 
@@ -32,10 +32,10 @@ enum Policy {
             SELECT DISTINCT e.content, d.parent FROM extent e JOIN dentry d ON d.ino = e.ino
             WHERE \(contents)),
         above(start, directory, copies) AS (
-            SELECT directory, directory, \(Policy.copies(of: "directory"))
+            SELECT directory, directory, \(CopiesPolicy.copies(of: "directory"))
             FROM (SELECT DISTINCT directory FROM place)
             UNION ALL
-            SELECT a.start, i.parent, \(Policy.copies(of: "i.parent"))
+            SELECT a.start, i.parent, \(CopiesPolicy.copies(of: "i.parent"))
             FROM above a JOIN inode i ON i.ino = a.directory
             WHERE a.copies IS NULL AND a.directory <> 1 AND i.parent IS NOT NULL),
         target(content, copies) AS MATERIALIZED (
@@ -50,7 +50,7 @@ extension Reader {
     /// Whether any directory says how many copies it wants.
     func hasPolicies() throws(Errno) -> Bool {
         try connection.all(
-            text: "SELECT 1 FROM xattr WHERE name = \(Policy.nameText) LIMIT 1", []
+            text: "SELECT 1 FROM xattr WHERE name = \(CopiesPolicy.nameText) LIMIT 1", []
         ) { _ in true }.isEmpty == false
     }
 
@@ -61,7 +61,7 @@ extension Reader {
         guard try hasPolicies() else { return copies }
         return try connection.all(
             text: """
-                WITH RECURSIVE \(Policy.targets(of: "e.content = ?1", otherwise: "?2"))
+                WITH RECURSIVE \(CopiesPolicy.targets(of: "e.content = ?1", otherwise: "?2"))
                 SELECT copies FROM target
                 """, [content.value, copies.value]
         ) { row in Int(row.int64(0)) }.first ?? copies
@@ -87,9 +87,9 @@ extension Reader {
         return try connection.all(
             text: """
                 WITH RECURSIVE above(directory, copies) AS (
-                    VALUES(?1, \(Policy.copies(of: "?1")))
+                    VALUES(?1, \(CopiesPolicy.copies(of: "?1")))
                     UNION ALL
-                    SELECT i.parent, \(Policy.copies(of: "i.parent"))
+                    SELECT i.parent, \(CopiesPolicy.copies(of: "i.parent"))
                     FROM above a JOIN inode i ON i.ino = a.directory
                     WHERE a.copies IS NULL AND a.directory <> 1 AND i.parent IS NOT NULL)
                 SELECT copies FROM above WHERE copies IS NOT NULL

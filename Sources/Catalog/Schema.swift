@@ -185,6 +185,6 @@ enum Schema {
 
     /// Few directories say how many copies they want, and everybody asks whether any does.
     private static let policies = """
-        CREATE INDEX xattr_copies ON xattr(ino) WHERE name = \(Policy.nameText);
+        CREATE INDEX xattr_copies ON xattr(ino) WHERE name = \(CopiesPolicy.nameText);
         """
 }

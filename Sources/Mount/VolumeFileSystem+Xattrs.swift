@@ -80,10 +80,9 @@ extension VolumeFileSystem {
         } catch { reply.error(error) }
     }
 
+    private static let syncCopiesName = Array("user.delugefs.fsync-copies".utf8)
     /// How many copies, of everything below a directory.
-    private static let policyNames = [
-        Array("user.delugefs.copies".utf8), Array("user.delugefs.fsync-copies".utf8),
-    ]
+    private static let policyNames = [CopiesPolicy.name, syncCopiesName]
 
     private func checkWritable(_ name: [UInt8], _ ino: InodeNumber) throws(Errno) {
         guard name.starts(with: DerivedXattrs.prefix) else { return }
@@ -100,7 +99,7 @@ extension VolumeFileSystem {
             (1...Limits.copiesMax).contains(copies)
         else { throw .invalidArgument }
         // `fsync` waits for this disk alone: more must not be promised.
-        guard copies == 1 || name != Self.policyNames[1] else { throw .notSupported }
+        guard copies == 1 || name != Self.syncCopiesName else { throw .notSupported }
     }
 
     /// nil for a name that is stored like any other, or not there.

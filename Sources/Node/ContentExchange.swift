@@ -69,10 +69,8 @@ final class ContentExchange: RemoteContent, Sendable {
 
     func findHolder(of extent: Extent, _ body: @escaping @Sendable (Bool) -> Void) {
         Task {
-            let known = try? await Blocking.run { [catalog] in
-                try catalog.read { try $0.holders(of: extent.root) }
-            }
-            if known?.contains(where: { $0.state != .cloning }) == true { return body(true) }
+            let known = await logged(extent)
+            if known.contains(where: { $0.state != .cloning }) { return body(true) }
             body(await !ask(mesh.peers.filter(\.isOnline), for: extent).isEmpty)
         }
     }
@@ -149,13 +147,18 @@ final class ContentExchange: RemoteContent, Sendable {
 
     // MARK: Finding holders
 
-    /// Online nodes that have the extent by the holder logs, and the others.
-    private func holders(of extent: Extent) async -> (named: [Peer], others: [Peer]) {
-        let online = mesh.peers.filter(\.isOnline)
+    /// What the holder logs say.
+    private func logged(_ extent: Extent) async -> [Holder] {
         let known = try? await Blocking.run { [catalog] in
             try catalog.read { try $0.holders(of: extent.root) }
         }
-        let named = Set((known ?? []).filter { $0.state != .cloning }.map(\.node))
+        return known ?? []
+    }
+
+    /// Online nodes that have the extent by the holder logs, and the others.
+    private func holders(of extent: Extent) async -> (named: [Peer], others: [Peer]) {
+        let online = mesh.peers.filter(\.isOnline)
+        let named = Set(await logged(extent).filter { $0.state != .cloning }.map(\.node))
         return (
             online.filter { named.contains($0.node) }, online.filter { !named.contains($0.node) }
         )
@@ -170,10 +173,7 @@ final class ContentExchange: RemoteContent, Sendable {
     /// Online nodes that are fetching the extent to store it. Of two such the one with the lower id
     /// dials: who is dialed while dialing drops both connections.
     func partialSources(of extent: Extent) async -> [Peer] {
-        let known = try? await Blocking.run { [catalog] in
-            try catalog.read { try $0.holders(of: extent.root) }
-        }
-        let cloning = Set((known ?? []).filter { $0.state == .cloning }.map(\.node))
+        let cloning = Set(await logged(extent).filter { $0.state == .cloning }.map(\.node))
         return mesh.peers.filter { $0.isOnline && cloning.contains($0.node) }
     }
 

@@ -172,41 +172,25 @@ extension Node {
                 requestStop()
                 return PeerResponse()
             case ("POST", "/v1/whereis"):
-                let message = try JSONDecoder().decode(
-                    ControlMessage.WhereIs.self, from: Data(request.body))
-                return try encoded(await whereAre(message.paths))
+                return try await answer(request) { (message: ControlMessage.WhereIs) in
+                    try await whereAre(message.paths)
+                }
             case ("POST", "/v1/wait"):
-                let message = try JSONDecoder().decode(
-                    ControlMessage.Wait.self, from: Data(request.body))
-                return try encoded(await wait(message))
+                return try await answer(request, wait)
             case ("POST", "/v1/log"):
-                let message = try JSONDecoder().decode(
-                    ControlMessage.Log.self, from: Data(request.body))
-                return try encoded(await log(message))
+                return try await answer(request, log)
             case ("POST", "/v1/purge"):
-                let message = try JSONDecoder().decode(
-                    ControlMessage.Purge.self, from: Data(request.body))
-                return try encoded(await purge(message))
+                return try await answer(request, purge)
             case ("POST", "/v1/scrub"):
-                let message = try JSONDecoder().decode(
-                    ControlMessage.Scrub.self, from: Data(request.body))
-                return try encoded(await scrub(message))
+                return try await answer(request, scrub)
             case ("POST", "/v1/restore"):
-                let message = try JSONDecoder().decode(
-                    ControlMessage.Restore.self, from: Data(request.body))
-                return try encoded(await restore(message))
+                return try await answer(request, restore)
             case ("POST", "/v1/drain"):
-                let message = try JSONDecoder().decode(
-                    ControlMessage.Drain.self, from: Data(request.body))
-                return try encoded(await drain(message))
+                return try await answer(request, drain)
             case ("POST", "/v1/forget"):
-                let message = try JSONDecoder().decode(
-                    ControlMessage.Forget.self, from: Data(request.body))
-                return try encoded(await forget(message))
+                return try await answer(request, forget)
             case ("POST", "/v1/policy"):
-                let message = try JSONDecoder().decode(
-                    ControlMessage.Policy.self, from: Data(request.body))
-                return try encoded(await Blocking.run { [self] in try policy(message) })
+                return try await answer(request, policy)
             default: return .refusal(404, "This node does not know that command.")
             }
         } catch let error as NodeError {
@@ -216,10 +200,13 @@ extension Node {
         } catch { return .refusal(500, "\(error)") }
     }
 
-    private func encoded(_ value: some Encodable) throws -> PeerResponse {
+    private func answer<Message: Decodable, Reply: Encodable>(
+        _ request: PeerRequest, _ body: (Message) async throws -> Reply
+    ) async throws -> PeerResponse {
+        let message = try JSONDecoder().decode(Message.self, from: Data(request.body))
         let encoder = JSONEncoder()
         encoder.outputFormatting = [.sortedKeys, .withoutEscapingSlashes]
-        return PeerResponse(body: .bytes(Array(try encoder.encode(value))))
+        return PeerResponse(body: .bytes(Array(try encoder.encode(await body(message)))))
     }
 
     // MARK: wait

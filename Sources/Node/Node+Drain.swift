@@ -39,6 +39,9 @@ extension Node {
     /// Bytes that this node may store for others; 0: what it has counts as no copy.
     var countedBytes: UInt64 { running.withLock { $0.isDraining } ? 0 : capacityBytes }
 
+    /// Those online whose copies count.
+    var storingPeers: [Peer] { mesh.peers.filter { $0.isOnline && $0.hello.capacityBytes > 0 } }
+
     func drain(_ message: ControlMessage.Drain) async throws -> ControlMessage.DrainReply {
         switch message.wish {
         case .ask: break
@@ -52,7 +55,7 @@ extension Node {
 
     /// Where the copies could never go, draining is refused.
     private func checkDrain() throws {
-        let others = mesh.peers.count { $0.isOnline && $0.hello.capacityBytes > 0 }
+        let others = storingPeers.count
         let copies = (try? catalog.read { try $0.copies(in: .root, otherwise: settings.copies) })
         let needed = copies ?? settings.copies
         guard others < needed else { return }

@@ -32,49 +32,44 @@ extension ControlMessage {
 
 // `delugefs policy`: how many copies what is below a directory is to have.
 extension Node {
-    private static let copiesName = Array("user.delugefs.copies".utf8)
+    func policy(_ message: ControlMessage.Policy) async throws -> ControlMessage.PolicyReply {
+        let reply = try await Blocking.run { [self] in try perform(message) }
+        if case .ask = message.wish { return reply }
+        timeline.changed()
+        replicator.poke()
+        return reply
+    }
 
-    func policy(_ message: ControlMessage.Policy) throws -> ControlMessage.PolicyReply {
+    private func perform(_ message: ControlMessage.Policy) throws -> ControlMessage.PolicyReply {
         let path = try Self.names(of: message.path)
         let text = String(decoding: message.path, as: UTF8.self)
-        let reply = try catalog.perform { tx in
-            var directory = InodeNumber.root
-            for (index, name) in path.enumerated() {
-                do {
-                    let found = try tx.lookup(directory, name)
-                    // Of a file, what its directory says.
-                    guard found.isDirectory || index < path.count - 1 else {
-                        guard case .ask = message.wish else {
-                            throw NodeError(
-                                "\(text) is a file; copies are asked for by directories.")
-                        }
-                        break
-                    }
-                    directory = found.ino
-                } catch let error as NodeError { throw error } catch {
-                    throw NodeError("There is no \(text) in the volume.")
+        return try catalog.perform { tx in
+            var found = try inode(at: path, called: text, tx)
+            if !found.isDirectory {
+                guard case .ask = message.wish else {
+                    throw NodeError("\(text) is a file; copies are asked for by directories.")
                 }
+                // What its directory says.
+                found = try inode(at: path.dropLast(), called: text, tx)
             }
+            let directory = found.ino
             switch message.wish {
             case .ask: break
             case .copies(let copies):
                 guard (1...Limits.copiesMax).contains(copies) else {
                     throw NodeError("Copies are 1 to \(Limits.copiesMax).")
                 }
-                _ = try tx.setXattr(directory, Self.copiesName, Array("\(copies)".utf8), now: .now)
+                _ = try tx.setXattr(
+                    directory, CopiesPolicy.name, Array("\(copies)".utf8), now: .now)
             case .inherit:
-                if try tx.xattrNames(directory).contains(Self.copiesName) {
-                    _ = try tx.removeXattr(directory, Self.copiesName, now: .now)
+                if try tx.xattrNames(directory).contains(CopiesPolicy.name) {
+                    _ = try tx.removeXattr(directory, CopiesPolicy.name, now: .now)
                 }
             }
             return ControlMessage.PolicyReply(
                 path: text,
                 copies: try tx.copies(in: directory, otherwise: settings.copies),
-                isSetHere: try tx.xattrNames(directory).contains(Self.copiesName))
+                isSetHere: try tx.xattrNames(directory).contains(CopiesPolicy.name))
         }
-        if case .ask = message.wish { return reply }
-        timeline.changed()
-        replicator.poke()
-        return reply
     }
 }

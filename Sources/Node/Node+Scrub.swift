@@ -44,20 +44,12 @@ extension Node {
             catalog: exchange.catalog, store: exchange.store, exchange: exchange,
             rate: configuration.scrubBytesPerSecond, logger: exchange.logger,
             surroundings: Scrubber.Surroundings(
-                path: { link.node?.knownPath(of: $0) },
+                path: { link.node?.path(of: $0) },
                 setAside: { link.node?.fileSystem?.setAside($0) },
                 repaired: { link.node?.fileSystem?.repaired($0) }))
     }
 
     private var fileSystem: VolumeFileSystem? { running.withLock { $0.mount?.fileSystem } }
-
-    private func knownPath(of root: ContentRoot) -> String? {
-        let names = try? catalog.read { reader in
-            try reader.inodes(with: root, limit: 1).first.map { try reader.path(of: $0) }
-        }
-        guard let names = names ?? nil, !names.isEmpty else { return nil }
-        return "/" + names.map(\.description).joined(separator: "/")
-    }
 
     /// A read of a local object failed.
     func unreadable(_ extent: Extent, _ part: Unreadable?) {

@@ -133,9 +133,7 @@ extension Node {
                 "\(lacking.unavailable.files) contents are on no disk that is online. Start the disks that `delugefs whereis` names."
             )
         }
-        let able =
-            mesh.peers.filter { $0.isOnline && $0.hello.capacityBytes > 0 }.count
-            + (countedBytes > 0 ? 1 : 0)
+        let able = storingPeers.count + (countedBytes > 0 ? 1 : 0)
         if able < settings.copies, lacking.underReplicated.files > 0 {
             add(
                 "too-few-nodes",
@@ -176,17 +174,19 @@ extension Node {
                     UInt64(torrent.verifiedPieces) * torrent.extent.pieceBytes)
                 : UInt64(max(0, torrent.uploadedBytes))
             return Status.Transfer(
-                root: "\(torrent.extent.root)", path: path(of: torrent.extent.root),
+                root: "\(torrent.extent.root)", path: path(of: torrent.extent.root) ?? "/",
                 direction: isDownload ? "in" : "out", doneBytes: done,
                 totalBytes: torrent.extent.length, bytesPerSecond: UInt64(max(0, rate)))
         }
     }
 
-    private func path(of root: ContentRoot) -> String {
+    /// Of a file with that content; nil: none has it now.
+    func path(of root: ContentRoot) -> String? {
         let names = try? catalog.read { reader in
             try reader.inodes(with: root, limit: 1).first.map { try reader.path(of: $0) }
         }
-        return "/" + ((names ?? nil) ?? []).map(\.description).joined(separator: "/")
+        guard let names = names ?? nil, !names.isEmpty else { return nil }
+        return "/" + names.map(\.description).joined(separator: "/")
     }
 
     static func iso8601(milliseconds: Int64) -> String {

@@ -28,19 +28,13 @@ extension Node {
 
     private func find(_ path: [UInt8]) throws -> Found {
         let text = String(decoding: path, as: UTF8.self)
+        let names = try path.split(separator: 0x2F).map { part in
+            guard let name = FileName(Array(part)) else { throw NodeError("\(text) is no path.") }
+            return name
+        }
         return try catalog.read { reader in
-            var ino = InodeNumber.root
-            for part in path.split(separator: 0x2F) {
-                guard let name = FileName(Array(part)) else {
-                    throw NodeError("\(text) is no path.")
-                }
-                do { ino = try reader.lookup(ino, name).ino } catch {
-                    throw NodeError("There is no \(text) in the volume.")
-                }
-            }
-            guard let inode = try reader.inode(ino) else {
-                throw NodeError("There is no \(text) in the volume.")
-            }
+            let inode = try inode(at: names, called: text, reader)
+            let ino = inode.ino
             let content = inode.kind == .file ? try reader.content(of: ino) : .empty
             var stagedBytes: UInt64?
             // With a version that was published, that one is meant.
@@ -57,6 +51,18 @@ extension Node {
                 isCommitted: try reader.isCommitted(inode),
                 copies: targets.max() ?? settings.copies)
         }
+    }
+
+    /// - Parameter text: the path as the person gave it.
+    func inode(
+        at path: some Sequence<FileName>, called text: String, _ reader: Reader
+    ) throws -> CatalogInode {
+        var ino = InodeNumber.root
+        do {
+            for name in path { ino = try reader.lookup(ino, name).ino }
+            if let inode = try reader.inode(ino) { return inode }
+        } catch {}
+        throw NodeError("There is no \(text) in the volume.")
     }
 
     private func whereabouts(

@@ -134,7 +134,7 @@ struct RepairPlan {
             // By what nodes have that are there: of the absent ones each node thinks for itself.
             let present = holders.filter { online.contains($0.key) }
             if holders[node] == .cloning, !isLacking(present, holding.copies),
-                !belongsHere(holding)
+                !places(of: holding).contains(node)
             {
                 needless.append(holding.extent)
             }
@@ -147,10 +147,11 @@ struct RepairPlan {
                 since: lacking[number]?.since ?? now))
     }
 
-    private func belongsHere(_ holding: Holding) -> Bool {
+    /// Where its copies belong.
+    private func places(of holding: Holding) -> [NodeID] {
         Placement.order(
             of: holding.extent.root, among: Array(nodes.values), copies: holding.copies
-        ).prefix(holding.copies).contains { $0.id == node }
+        ).prefix(holding.copies).map(\.id)
     }
 
     private mutating func noteSurplus(
@@ -316,10 +317,8 @@ struct RepairPlan {
         let ideal = ideal(stored)
         for holding in holdings where holding.extent.length <= left && moving[holding.number] == nil
         {
-            let order = Placement.order(
-                of: holding.extent.root, among: Array(nodes.values), copies: holding.copies)
             let holders = Set(holding.holders.map(\.node))
-            let places = order.prefix(holding.copies).map(\.id)
+            let places = places(of: holding)
             guard holding.state == .stored, holding.isReferenced, !places.contains(node),
                 let target = places.first(where: { place in
                     !holders.contains(place)

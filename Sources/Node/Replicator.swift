@@ -260,24 +260,25 @@ final class Replicator: Sendable {
         let grace = Int64(options.graceSeconds) * 1000
         let peers = mesh.peers
         let heard = Set(peers.map(\.node) + [node])
-        let listed = try catalog.read { try $0.nodeDescriptions() }
+        let (listed, capacities) = try catalog.read { reader in
+            // Without those that were said not to come back.
+            let listed = try reader.nodes().filter { $0.description != nil }
+            let absent = listed.filter { !heard.contains($0.id) }
+            return (listed, try absent.map { ($0, try reader.capacity(of: $0.id) ?? 0) })
+        }
+        let known = Set(listed.map(\.id))
         let live = peers.filter {
-            // A disk that was said not to come back is not waited for.
             $0.isOnline
-                || listed[$0.node] != nil && (0..<grace).contains(now - $0.lastSeenMilliseconds)
+                || known.contains($0.node) && (0..<grace).contains(now - $0.lastSeenMilliseconds)
         }.map {
             PlacementNode(
                 id: $0.node, machine: $0.hello.machine, capacity: $0.hello.capacityBytes)
         }
-        let absent = try catalog.read { reader in
-            try reader.nodes().compactMap { entry -> PlacementNode? in
-                guard let machine = entry.description?.machine, !heard.contains(entry.id),
-                    now - max(Int64(clamping: entry.seen ?? 0), started) < grace
-                else { return nil }
-                return PlacementNode(
-                    id: entry.id, machine: machine,
-                    capacity: try reader.capacity(of: entry.id) ?? 0)
-            }
+        let absent = capacities.compactMap { entry, capacity -> PlacementNode? in
+            guard let machine = entry.description?.machine,
+                now - max(Int64(clamping: entry.seen ?? 0), started) < grace
+            else { return nil }
+            return PlacementNode(id: entry.id, machine: machine, capacity: capacity)
         }
         let own = PlacementNode(id: node, machine: options.machine, capacity: options.capacity)
         return ([own] + live + absent, Set(peers.filter(\.isOnline).map(\.node) + [node]))

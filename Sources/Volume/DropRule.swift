@@ -78,9 +78,6 @@ public struct DropAttempt: Hashable, Sendable {
         guard copies > 0, isEnough(unanswered) else { return nil }
     }
 
-    /// Whom it asks.
-    public var asked: some Sequence<NodeID> { holders.keys }
-
     /// What a start finds: a mark whose loss was logged is carried out, any other is removed.
     public static func afterRestart(lossIsLogged: Bool) -> Action {
         lossIsLogged ? .unlink : .clear

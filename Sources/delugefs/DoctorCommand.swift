@@ -20,10 +20,7 @@ struct Doctor: ParsableCommand {
     func run() throws {
         let findings = Machine.findings(root: root)
         if json {
-            let encoder = JSONEncoder()
-            encoder.outputFormatting = [.prettyPrinted, .sortedKeys, .withoutEscapingSlashes]
-            Terminal.print(
-                bytes: Terminal.visible(json: Array(try encoder.encode(findings)) + [0x0A]))
+            try Terminal.print(json: findings)
         } else {
             for finding in findings { show(finding) }
         }

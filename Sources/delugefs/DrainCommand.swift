@@ -1,5 +1,4 @@
 import ArgumentParser
-import FoundationEssentials
 import Glibc
 import Node
 
@@ -60,9 +59,7 @@ struct Drain: ParsableCommand {
     private func ask(
         _ conversation: NodeConversation, _ wish: ControlMessage.Drain.Wish
     ) throws -> ControlMessage.DrainReply {
-        try conversation.decoded(
-            ControlMessage.DrainReply.self,
-            try conversation.post("/v1/drain", ControlMessage.Drain(wish), timeout: .seconds(60)))
+        try conversation.post("/v1/drain", ControlMessage.Drain(wish), timeout: .seconds(60))
     }
 
     private func amount(_ state: ControlMessage.DrainReply) -> String {

@@ -1,5 +1,4 @@
 import ArgumentParser
-import FoundationEssentials
 import Node
 
 /// `delugefs forget`
@@ -24,11 +23,9 @@ struct Forget: ParsableCommand {
 
     func run() throws {
         let conversation = NodeConversation(root: try node.directory())
-        let reply = try conversation.decoded(
-            ControlMessage.ForgetReply.self,
-            try conversation.post(
-                "/v1/forget", ControlMessage.Forget(node: name, acceptsLoss: acceptLoss),
-                timeout: .seconds(60)))
+        let reply: ControlMessage.ForgetReply = try conversation.post(
+            "/v1/forget", ControlMessage.Forget(node: name, acceptsLoss: acceptLoss),
+            timeout: .seconds(60))
         Terminal.print(
             "\(Terminal.visible(reply.name)) is forgotten: its copies count no longer, and others are made. This shuts nobody out: whoever has that disk has the volume's key."
         )

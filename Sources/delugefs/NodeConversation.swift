@@ -11,10 +11,14 @@ struct NodeConversation {
     }
 
     /// - Parameter timeout: the longest silence; nil waits for ever.
-    func post(_ path: String, _ message: some Encodable, timeout: Duration?) throws -> [UInt8] {
-        try ask(
-            method: "POST", path: path, body: Array(try JSONEncoder().encode(message)),
-            timeout: timeout)
+    func post<Reply: Decodable>(
+        _ path: String, _ message: some Encodable, timeout: Duration?
+    ) throws -> Reply {
+        try decoded(
+            Reply.self,
+            ask(
+                method: "POST", path: path, body: Array(try JSONEncoder().encode(message)),
+                timeout: timeout))
     }
 
     func post(_ path: String) throws {

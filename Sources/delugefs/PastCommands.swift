@@ -43,18 +43,14 @@ struct ShowLog: ParsableCommand {
         var shown = 0
         repeat {
             message.limit = limit - shown
-            let reply = try conversation.decoded(
-                ControlMessage.LogReply.self,
-                try conversation.post("/v1/log", message, timeout: .seconds(60)))
+            let reply: ControlMessage.LogReply = try conversation.post(
+                "/v1/log", message, timeout: .seconds(60))
             message.positions = reply.positions
             shown += reply.entries.count
             if json { entries += reply.entries } else { reply.entries.forEach(show) }
         } while shown < limit && message.positions?.isEmpty == false
         if json {
-            let encoder = JSONEncoder()
-            encoder.outputFormatting = [.prettyPrinted, .sortedKeys, .withoutEscapingSlashes]
-            Terminal.print(
-                bytes: Terminal.visible(json: Array(try encoder.encode(entries)) + [0x0A]))
+            try Terminal.print(json: entries)
         } else if shown == 0 {
             throw Failure(
                 "Nothing is known of \(Terminal.visible(name: place.path)): it was never in the volume."
@@ -137,16 +133,12 @@ struct Restore: ParsableCommand {
             throw Failure("--to is in another volume's mount; restore within one, then copy.")
         }
         let conversation = NodeConversation(root: place.root)
-        let reply = try conversation.decoded(
-            ControlMessage.RestoreReply.self,
-            try conversation.post(
-                "/v1/restore",
-                ControlMessage.Restore(path: place.path, at: point, to: target?.path), timeout: nil)
-        )
+        let reply: ControlMessage.RestoreReply = try conversation.post(
+            "/v1/restore",
+            ControlMessage.Restore(path: place.path, at: point, to: target?.path), timeout: nil)
+
         if json {
-            let encoder = JSONEncoder()
-            encoder.outputFormatting = [.prettyPrinted, .sortedKeys, .withoutEscapingSlashes]
-            Terminal.print(bytes: Array(try encoder.encode(reply)) + [0x0A])
+            try Terminal.print(json: reply)
         } else {
             Terminal.print(summary(reply))
         }
@@ -211,15 +203,10 @@ struct Purge: ParsableCommand {
     func run() throws {
         let place = try node.place(RawArguments.bytes(of: [path])[0], orMissing: true)
         let conversation = NodeConversation(root: place.root)
-        let reply = try conversation.decoded(
-            ControlMessage.PurgeReply.self,
-            try conversation.post(
-                "/v1/purge", ControlMessage.Purge(path: place.path), timeout: nil))
+        let reply: ControlMessage.PurgeReply = try conversation.post(
+            "/v1/purge", ControlMessage.Purge(path: place.path), timeout: nil)
         if json {
-            let encoder = JSONEncoder()
-            encoder.outputFormatting = [.prettyPrinted, .sortedKeys, .withoutEscapingSlashes]
-            Terminal.print(
-                bytes: Terminal.visible(json: Array(try encoder.encode(reply)) + [0x0A]))
+            try Terminal.print(json: reply)
         } else {
             show(reply)
         }

@@ -1,5 +1,4 @@
 import ArgumentParser
-import FoundationEssentials
 import Node
 
 /// `delugefs policy`
@@ -39,16 +38,11 @@ struct Policy: ParsableCommand {
         let conversation = NodeConversation(root: place.root)
         let wish: ControlMessage.Policy.Wish =
             inherit ? .inherit : copies.map { .copies($0) } ?? .ask
-        let reply = try conversation.decoded(
-            ControlMessage.PolicyReply.self,
-            try conversation.post(
-                "/v1/policy", ControlMessage.Policy(path: place.path, wish: wish),
-                timeout: .seconds(30)))
+        let reply: ControlMessage.PolicyReply = try conversation.post(
+            "/v1/policy", ControlMessage.Policy(path: place.path, wish: wish),
+            timeout: .seconds(30))
         if json {
-            let encoder = JSONEncoder()
-            encoder.outputFormatting = [.prettyPrinted, .sortedKeys, .withoutEscapingSlashes]
-            return Terminal.print(
-                bytes: Terminal.visible(json: Array(try encoder.encode(reply)) + [0x0A]))
+            return try Terminal.print(json: reply)
         }
         let copies = reply.copies == 1 ? "1 copy" : "\(reply.copies) copies"
         Terminal.print(

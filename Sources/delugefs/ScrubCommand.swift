@@ -24,11 +24,9 @@ struct Scrub: ParsableCommand {
         progress?.start()
         let reply: ControlMessage.ScrubReply
         do {
-            reply = try conversation.decoded(
-                ControlMessage.ScrubReply.self,
-                try conversation.post(
-                    "/v1/scrub", ControlMessage.Scrub(waits: wait),
-                    timeout: wait ? nil : .seconds(30)))
+            reply = try conversation.post(
+                "/v1/scrub", ControlMessage.Scrub(waits: wait),
+                timeout: wait ? nil : .seconds(30))
             progress?.end()
         } catch {
             progress?.end()

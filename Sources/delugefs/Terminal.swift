@@ -1,3 +1,4 @@
+import FoundationEssentials
 import Glibc
 
 /// What reaches a person: plain output, escaping, colours.
@@ -76,6 +77,13 @@ enum Terminal {
             }
         }
         return result
+    }
+
+    /// One value, for programs and people alike.
+    static func print(json value: some Encodable) throws {
+        let encoder = JSONEncoder()
+        encoder.outputFormatting = [.prettyPrinted, .sortedKeys, .withoutEscapingSlashes]
+        print(bytes: visible(json: Array(try encoder.encode(value)) + [0x0A]))
     }
 
     /// The same for JSON, whose strings allow escapes; the value stays what it was.

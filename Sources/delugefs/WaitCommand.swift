@@ -29,9 +29,7 @@ struct Wait: ParsableCommand {
         let message = ControlMessage.Wait(replicated: replicated, timeoutSeconds: timeout)
         let reply: ControlMessage.WaitReply
         do {
-            reply = try conversation.decoded(
-                ControlMessage.WaitReply.self,
-                try conversation.post("/v1/wait", message, timeout: nil))
+            reply = try conversation.post("/v1/wait", message, timeout: nil)
             progress.end()
         } catch {
             progress.end()

@@ -1,5 +1,4 @@
 import ArgumentParser
-import FoundationEssentials
 import Glibc
 import Node
 import SystemPackage
@@ -30,16 +29,14 @@ struct WhereIs: ParsableCommand {
             let root = places[start].root
             let end = places[start...].firstIndex { $0.root != root } ?? places.count
             let conversation = NodeConversation(root: root)
-            let reply = try conversation.post(
+            let part: [Whereabouts] = try conversation.post(
                 "/v1/whereis", ControlMessage.WhereIs(paths: places[start..<end].map(\.path)),
                 timeout: .seconds(30))
-            found += try conversation.decoded([Whereabouts].self, reply)
+            found += part
             start = end
         }
         if json {
-            let encoder = JSONEncoder()
-            encoder.outputFormatting = [.prettyPrinted, .sortedKeys, .withoutEscapingSlashes]
-            Terminal.print(bytes: Terminal.visible(json: Array(try encoder.encode(found)) + [0x0A]))
+            try Terminal.print(json: found)
         } else {
             for (name, whereabouts) in zip(names, found) { show(whereabouts, name) }
         }

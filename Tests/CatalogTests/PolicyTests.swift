@@ -10,7 +10,7 @@ struct PolicyTests {
 
     private func set(_ catalog: Catalog, _ directory: InodeNumber, _ value: String) throws {
         _ = try catalog.perform {
-            try $0.setXattr(directory, Policy.name, Array(value.utf8), now: time(1))
+            try $0.setXattr(directory, CopiesPolicy.name, Array(value.utf8), now: time(1))
         }
     }
 
