@@ -4,6 +4,9 @@ import Store
 import SystemPackage
 import Volume
 
+/// The object went before the row named it. The staging file has the bytes, and becomes one anew.
+struct ObjectVanished: Error {}
+
 // The last step: the catalog's row gets the content.
 extension Publisher {
     private enum Standing {
@@ -77,7 +80,7 @@ extension Publisher {
         } catch { logger.warning("noting objects that no file has: \(error)") }
     }
 
-    private func facts(of staged: StagedFile) throws(StoreError) -> FileFacts {
+    func facts(of staged: StagedFile) throws(StoreError) -> FileFacts {
         if case .sealed(_, let facts) = staged.phase { return facts }
         return try store.stagingFacts(staged.name)
     }
@@ -129,9 +132,9 @@ extension Publisher {
                 throw Errno.noSuchFileOrDirectory
             }
             for extent in content.extents {
-                // Somebody else's object may have been removed since it was found there.
+                // One that was here before, of another file, may have been dropped since.
                 guard try store.objectLength(extent.root) == extent.length else {
-                    throw Errno.ioError
+                    throw ObjectVanished()
                 }
                 try tx.setContentState(extent, .stored, at: Monotonic.wallMilliseconds)
             }

@@ -92,6 +92,11 @@ extension Publisher {
             unpin(entry.item)
             return
         }
+        if error is ObjectVanished {
+            postpone(entry, milliseconds: 0, .quiet)
+            return
+        }
+        noteFailure(error)
         logger.warning(
             "publishing inode \(entry.item.ino.rawValue) failed, will try again: \(error)")
         postpone(entry, milliseconds: Self.failureRetryMilliseconds, .failed)
@@ -129,7 +134,11 @@ extension Publisher {
             isCopy: false, overlay: staged.overlay?.map,
             models: [staged.copyOf, vnode.state.object].compactMap { $0 })
         if let publication = vnode.state.split { return .split(candidate, publication) }
-        if case .sealed(let extent, _) = staged.phase { return .record(candidate, extent) }
+        if case .sealed(let extent, _) = staged.phase,
+            try store.objectLength(extent.root) == extent.length
+        {
+            return .record(candidate, extent)
+        }
         // The daemon's own writable descriptor would count against the lease.
         if staged.file != nil {
             staged.file = file
@@ -350,21 +359,21 @@ extension Publisher {
             return false
         }
         if candidate.isCopy {
-            _ = try store.link(object)
+            try store.link(object)
             return true
         }
         // Before the link, which sets the change time, and after which others find the object.
-        let facts = try store.stagingFacts(staged.name)
+        let facts = try facts(of: staged)
         let extent = object.hashed.extent
         let use = users.use(extent.root, for: vnode.nodeid)
         if case .passthrough = vnode.state.mode {
             users.add(extent.root, for: vnode.nodeid)
             vnode.state.claimed = extent.root
         }
-        var isObject = false
-        defer { if !isObject { releaseClaim(vnode) } }
-        isObject = try store.link(object) == .linked
-        guard isObject else { return true }
+        do throws(StoreError) { try store.link(object) } catch {
+            releaseClaim(vnode)
+            throw error
+        }
         staged.seal(extent, facts, use)
         vnode.state.bytes = .staging(staged)
         return true

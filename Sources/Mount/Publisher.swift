@@ -20,7 +20,7 @@ public import Volume
 ///
 /// Locks, outermost first: a vnode's, the catalog's, the vnode table's, `condition`.
 public final class Publisher: @unchecked Sendable {
-    // Sendable: `queue`, `isStopping` and `running` are touched with `condition` locked only; all
+    // Sendable: `queue`, `isStopping`, `running` and `failure` are touched with `condition` locked only; all
     // else is constant or guards itself.
 
     /// Files handled with one wait for the disk, and bytes hashed before the first of them is done.
@@ -48,6 +48,7 @@ public final class Publisher: @unchecked Sendable {
     private var queue = Queue()
     private var isStopping = false
     private var running = 0
+    private var failure: String?
 
     /// - Parameter published: called on the publisher's threads with content that became an object
     ///   here (or already was one), after its row changed.
@@ -102,6 +103,11 @@ public final class Publisher: @unchecked Sendable {
 
     /// Closed files that are not published yet.
     public var unpublished: Int { condition.withLock { queue.unpublished } }
+
+    /// Why publishing a file failed last.
+    public var lastFailure: String? { condition.withLock { failure } }
+
+    func noteFailure(_ error: any Error) { condition.withLock { failure = "\(error)" } }
 
     /// Publishes everything submitted before, at once, a copy of what a mapping still holds; what
     /// a writer has open does not count.

@@ -96,10 +96,9 @@ final class Collector: Sendable {
     /// Looks at once for what may go.
     func hurry() { isHurried.store(true, ordering: .relaxed) }
 
-    /// Runs the body, unless something is held.
-    private func unlessHeld<T>(_ body: () throws -> T) rethrows -> T? {
-        try holds.withLock { $0 == 0 ? try body() : nil }
-    }
+    /// Asked within an operation of the catalog, so that who calls `hold` and then looks at the catalog
+    /// finds what had begun to go gone.
+    private var isHeld: Bool { holds.withLock { $0 > 0 } }
 
     // MARK: Collecting
 
@@ -189,50 +188,22 @@ final class Collector: Sendable {
 
     private func drop(_ extent: Extent) async throws {
         let isMarked = try await Blocking.run { [self] in
-            let isFree = try !store.isUnfinished(extent.root)
-            let isMarked = try unlessHeld {
-                try isFree
-                    && catalog.perform {
-                        try $0.beginDropping(extent, at: Monotonic.wallMilliseconds)
-                    }
-            }
-            guard isMarked == true else { return false }
+            guard try !store.isUnfinished(extent.root),
+                try catalog.perform({ try mark(extent, $0) })
+            else { return false }
             try surroundings.note(extent)
             try catalog.flush()
             return true
         }
         guard isMarked else { return }
-        // Nobody new is served what is marked; who reads it already may end.
-        await withCheckedContinuation { done in exchange.letGo(of: extent) { done.resume() } }
-        try await Blocking.run { [self] in
-            // One step with the row: who publishes the same bytes looks for the object in one, too.
-            let dropped = try unlessHeld { try withdraw(extent) }
-            guard let (isGone, withdrawn) = dropped, isGone else {
-                if dropped == nil { try keep(extent) }
-                // A file has it again, or may soon.
-                return try surroundings.note(extent)
-            }
-            if let withdrawn { try store.removeWithdrawn(withdrawn) }
+        let removal = ContentRemoval(catalog: catalog, store: store, exchange: exchange)
+        guard try await removal.run(extent, if: { [self] in try mark(extent, $0) }) else {
+            return try await Blocking.run { [self] in try surroundings.note(extent) }
         }
         logger.debug("gave up \(extent.root), \(extent.length) bytes that no file has")
     }
 
-    private func withdraw(_ extent: Extent) throws -> (isGone: Bool, object: WithdrawnObject?) {
-        try catalog.perform { tx in
-            let now = Monotonic.wallMilliseconds
-            guard try tx.content(extent.root)?.state == .dropping,
-                try tx.beginDropping(extent, at: now)
-            else { return (false, nil) }
-            let object = try store.withdrawObject(extent.root)
-            try tx.setContentState(extent, .absent, at: now)
-            return (true, object)
-        }
-    }
-
-    private func keep(_ extent: Extent) throws {
-        try catalog.perform { tx in
-            guard try tx.content(extent.root)?.state == .dropping else { return }
-            try tx.setContentState(extent, .stored, at: Monotonic.wallMilliseconds)
-        }
+    private func mark(_ extent: Extent, _ tx: Transaction) throws -> Bool {
+        try !isHeld && tx.beginDropping(extent, at: Monotonic.wallMilliseconds)
     }
 }

@@ -166,18 +166,9 @@ struct Dropper {
     }
 
     private func remove(_ extent: Extent) async throws {
-        // Nobody new is served what is marked; who reads it already may end.
-        await withCheckedContinuation { done in exchange.letGo(of: extent) { done.resume() } }
-        try await Blocking.run {
-            let object = try catalog.perform { tx -> WithdrawnObject? in
-                guard try tx.content(extent.root)?.state == .dropping else { return nil }
-                let object = try store.withdrawObject(extent.root)
-                try tx.setContentState(extent, .absent, at: Monotonic.wallMilliseconds)
-                return object
-            }
-            // Where it was wanted again the log has to say so.
-            guard let object else { return try note([extent]) }
-            try store.removeWithdrawn(object)
+        let removal = ContentRemoval(catalog: catalog, store: store, exchange: exchange)
+        guard try await removal.run(extent, if: { _ in true }) else {
+            return try await Blocking.run { try note([extent]) }
         }
         logger.debug("gave up \(extent.root), \(extent.length) bytes, of which others have copies")
     }

@@ -216,14 +216,19 @@ extension Node {
         let deadline = ContinuousClock.now + .seconds(seconds)
         let late = ControlMessage.WaitReply(outcome: .timedOut, text: "")
         await noticeCloses()
-        let isCommitted = try await Blocking.alone { [publisher, timeline] in
-            publisher.settle(until: deadline) && timeline.commitNow(until: deadline)
+        let (isPublished, isCommitted) = try await Blocking.alone { [publisher, timeline] in
+            let isPublished = publisher.settle(until: deadline)
+            return (isPublished, isPublished && timeline.commitNow(until: deadline))
         }
         // Not `applied`: that may be a merge which never leaves this node.
         let heads = timeline.announced
         guard isCommitted, !heads.isEmpty else {
+            let hasFailed = !isPublished && ContinuousClock.now < deadline
+            let reason = hasFailed ? publisher.lastFailure : nil
             return ControlMessage.WaitReply(
-                outcome: .timedOut, text: "Some closed files are still being published.")
+                outcome: .timedOut,
+                text: reason.map { "Some closed files cannot be published now: \($0)." }
+                    ?? "Some closed files are still being published.")
         }
         mesh.pokeAll()
         while let missing = await unacknowledged(heads) {

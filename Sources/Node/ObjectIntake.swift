@@ -42,7 +42,7 @@ final class ObjectIntake: Sendable {
             do throws(StoreError) {
                 let outcomes = try store.storeObjects(batch.map { ($0.extent, $0.bytes) })
                 for (item, outcome) in zip(batch, outcomes) {
-                    item.continuation.resume(with: outcome.map { _ in }.mapError { $0 })
+                    item.continuation.resume(with: outcome.mapError { $0 })
                 }
             } catch { for item in batch { item.continuation.resume(throwing: error) } }
         }

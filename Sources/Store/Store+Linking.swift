@@ -11,13 +11,6 @@ public struct PreparedObject: Sendable {
     let layer: String?
 }
 
-public enum LinkOutcome: Hashable, Sendable {
-    /// The staging file's inode is the object too: nothing may write to it any more.
-    case linked
-    /// Another file has the same content already; the staging file is only itself.
-    case alreadyHere
-}
-
 // Publishing in steps, for a caller that decides between them and that keeps the staging name
 // until its own records are durable: prepare, sync, link, sync names.
 extension Store {
@@ -49,38 +42,49 @@ extension Store {
         try system("syncfs") { cstore_syncfs(root.raw) }
     }
 
-    /// Gives a synced file its name in `objects/` beside its staging name. Quick; the name is
-    /// durable after `synchronizeNames`.
+    /// Gives a synced file its name in `objects/` beside its staging name: the staging file's inode
+    /// is the object too, and nothing may write to it any more. Quick; the name is durable after
+    /// `synchronizeNames`.
+    ///
+    /// These bytes were read a moment ago; those of an object that is here already may have decayed
+    /// since it was written. So it is replaced: who has it open keeps it.
     ///
     /// - Throws: `StoreError`; the file is then no object.
-    public func link(_ object: PreparedObject) throws(StoreError) -> LinkOutcome {
-        let root = object.hashed.extent.root
+    public func link(_ prepared: PreparedObject) throws(StoreError) {
+        let root = prepared.hashed.extent.root
         let directory = try fanOut(root)
-        let name = object.staging.description
+        let name = prepared.staging.description
         // Open before it is linked: afterwards there may be no descriptor to make it read-only by.
         let file = try staging.open(name, O_RDONLY)
-        if let layer = object.layer {
+        if let layer = prepared.layer {
             try temporaries.rename(layer, to: directory, layerName(root))
         }
-        while true {
-            let result = cstore_linkat(staging.raw, name, directory.raw, "\(root)")
-            if result == 0 { break }
-            guard Errno(rawValue: -result) == .fileExists else {
-                throw StoreError("link \(name) as object", Errno(rawValue: -result))
-            }
-            guard let other = try directory.status("\(root)") else { continue }
-            if other.inode == (try FileStatus(of: file.raw)).inode { break }
-            if other.size == object.hashed.extent.length { return .alreadyHere }
-            // Damaged from outside: an object is never shorter than its content.
-            try directory.remove("\(root)")
+        let object = "\(root)"
+        let result = cstore_linkat(staging.raw, name, directory.raw, object)
+        if Errno(rawValue: -result) == .fileExists {
+            try replaceObject(object, in: directory, by: name)
+        } else {
+            try system("link \(name) as object") { result }
         }
         do throws(StoreError) {
             try system("chmod object") { cstore_fchmod(file.raw, 0o400) }
         } catch {
-            try directory.remove("\(root)")
+            try directory.remove(object)
             throw error
         }
-        return .linked
+    }
+
+    private func replaceObject(
+        _ object: String, in directory: Directory, by name: String
+    ) throws(StoreError) {
+        let link = temporaryName()
+        try system("link \(name)") { cstore_linkat(staging.raw, name, temporaries.raw, link) }
+        do throws(StoreError) { try temporaries.rename(link, to: directory, object) } catch {
+            _ = try? temporaries.remove(link)
+            throw error
+        }
+        // Where both were names of one file already, the rename has done nothing.
+        try temporaries.remove(link)
     }
 
     /// The names of these objects, as far as they were linked, are durable.

@@ -9,6 +9,12 @@ public struct WithdrawnObject: Sendable {
     let name: String
 }
 
+public enum Withdrawal: Sendable {
+    case withdrawn(WithdrawnObject)
+    /// A file is being published that has its bytes there: it stays.
+    case needed
+}
+
 extension Store {
     func layerName(_ root: ContentRoot) -> String { "\(root).layer" }
 
@@ -79,17 +85,24 @@ extension Store {
 
     /// Takes the object's name away at once; its bytes go with `removeWithdrawn`. Whoever has it
     /// open keeps it. What a crash leaves between is removed by the next start.
-    ///
-    /// - Returns: nil when it was not here.
-    public func withdrawObject(_ root: ContentRoot) throws(StoreError) -> WithdrawnObject? {
+    public func withdrawObject(_ root: ContentRoot) throws(StoreError) -> Withdrawal {
         let directory = try fanOut(root)
-        _ = try directory.remove(layerName(root))
-        guard try directory.status("\(root)") != nil else { return nil }
-        let name = try temporary().name
-        try directory.rename("\(root)", to: temporaries, name)
-        return WithdrawnObject(name: name)
+        let object = "\(root)"
+        let name = temporaryName()
+        // With the lock held, so that a split finds the object gone, or keeps it.
+        let isNeeded = try state.withLock { (state) throws(StoreError) -> Bool in
+            let isSplit = state.splits.values.contains { $0.contains(root) }
+            guard let status = try directory.status(object) else { return false }
+            if isSplit || status.links > 1 { return true }
+            try directory.rename(object, to: temporaries, name)
+            return false
+        }
+        if isNeeded { return .needed }
+        try directory.remove(layerName(root))
+        return .withdrawn(WithdrawnObject(name: name))
     }
 
+    /// Nothing happens where the object was missing.
     public func removeWithdrawn(_ object: WithdrawnObject) throws(StoreError) {
         try temporaries.remove(object.name)
     }

@@ -1,5 +1,6 @@
 import CStore
 import Glibc
+import Synchronization
 import Volume
 
 /// Files of more than one extent. Each extent is copied to an object of its own, by reflink or,
@@ -7,18 +8,10 @@ import Volume
 /// one extent exists twice.
 ///
 /// From the first punch on the bytes are in two places; `staging/<ino>.<n>.split`, durable before it,
-/// lists the extents. At a start `publish` of the same publication goes on where it ended, and
-/// `undoSplit` puts the bytes back for a writer.
+/// lists the extents. At a start `moveToObjects` of the same publication goes on where it ended.
+///
+/// **Invariant:** while the list is there none of its objects is withdrawn.
 extension Store {
-    func publishSplit(
-        _ publication: Publication, _ cancellation: Cancellation?
-    ) throws(StoreError) -> PublishOutcome {
-        try moveToObjects(publication, cancellation: cancellation)
-        try removeStaging(publication.staging)
-        try staging.synchronize()
-        return .split
-    }
-
     /// Gives every extent an object, durably. The staging file, whose bytes may be gone from then
     /// on, and the list of its extents stay until `removeStaging`, so that the caller can keep its
     /// own record of them first. Calling it again goes on where it ended.
@@ -36,23 +29,25 @@ extension Store {
         }
         try synchronize(source.raw, "staging/\(name)")
         // What an earlier call punched out is not known.
-        var isWhole = try staging.status(splitName(publication.staging)) == nil
+        let goesOn = try staging.status(splitName(publication.staging)) != nil
+        var isWhole = !goesOn
         try writeSplit(publication)
         do throws(StoreError) {
             var offset: UInt64 = 0
             for hashed in publication.result.extents {
                 try cancellation?.check("publish \(name)")
                 let range = offset..<offset + hashed.extent.length
+                offset = range.upperBound
+                if goesOn, try objectLength(hashed.extent.root) == hashed.extent.length { continue }
                 let result = try publishExtent(hashed, of: source.raw, range, cancellation)
                 if result == .copied {
                     isWhole = false
                     // A disk that cannot punch keeps the bytes twice for a while.
                     _ = cstore_punch(source.raw, range.lowerBound, UInt64(range.count))
                 }
-                offset = range.upperBound
             }
         } catch {
-            if isWhole { _ = try? staging.remove(splitName(publication.staging)) }
+            if isWhole { try? removeSplit(publication.staging) }
             throw error
         }
     }
@@ -61,17 +56,13 @@ extension Store {
         _ hashed: HashedExtent, of source: CInt, _ range: Range<UInt64>,
         _ cancellation: Cancellation?
     ) throws(StoreError) -> CloneResult {
-        let directory = try fanOut(hashed.extent.root)
-        if try directory.status("\(hashed.extent.root)")?.size == hashed.extent.length {
-            return .copied
-        }
         let new = try temporary()
         do throws(StoreError) {
             let result = try Cloning.clone(
                 from: source, to: new.file.raw, range: range, at: 0, cancellation: cancellation)
             try synchronize(new.file.raw, "extent")
             try install(hashed, file: new.file.raw, name: new.name, in: temporaries)
-            try directory.synchronize()
+            try fanOut(hashed.extent.root).synchronize()
             return result
         } catch {
             _ = try? temporaries.remove(new.name)
@@ -84,6 +75,7 @@ extension Store {
         let lines = publication.result.extents.map {
             "\($0.extent.root) \($0.extent.length) \(Hex.encode($0.layer))\n"
         }
+        keepObjects(of: publication)
         let new = try temporary()
         try write(Array(lines.joined().utf8), to: new.file.raw, "split")
         try synchronize(new.file.raw, "split")
@@ -91,9 +83,19 @@ extension Store {
         try staging.synchronize()
     }
 
+    private func keepObjects(of publication: Publication) {
+        let roots = Set(publication.result.extents.map(\.extent.root))
+        state.withLock { $0.splits[publication.staging] = roots }
+    }
+
+    /// The staging file has all its bytes, or nobody needs them.
+    func removeSplit(_ name: StagingName) throws(StoreError) {
+        try staging.remove(splitName(name))
+        state.withLock { _ = $0.splits.removeValue(forKey: name) }
+    }
+
     /// The extents of a split that a crash or a cancellation ended; nil when there was none. The
-    /// staging file may have lost those of its bytes that are objects already: read it only after
-    /// `publish` or `undoSplit`.
+    /// staging file may have lost those of its bytes that are objects already.
     ///
     /// - Throws: `StoreError`: EBADMSG when the list is damaged.
     public func interruptedSplit(_ name: StagingName) throws(StoreError) -> Publication? {
@@ -120,34 +122,11 @@ extension Store {
             extents.append(hashed)
         }
         guard !extents.isEmpty else { throw StoreError("split \(name)", .mismatch) }
-        return Publication(staging: name, result: MerkleResult(extents: extents))
+        let publication = Publication(staging: name, result: MerkleResult(extents: extents))
+        keepObjects(of: publication)
+        return publication
     }
 
     /// 512 extents of 8192 pieces, twice over for hexadecimal, and some.
     private static let splitBytesMax: UInt64 = 512 << 20
-
-    /// Puts the bytes that a split moved out back into the staging file, for a writer.
-    ///
-    /// - Throws: `StoreError`; calling it again is harmless.
-    public func undoSplit(
-        _ name: StagingName, cancellation: Cancellation? = nil
-    ) throws(StoreError) {
-        guard let publication = try interruptedSplit(name) else { return }
-        let target = try staging.open(name.description, O_RDWR)
-        var offset: UInt64 = 0
-        for hashed in publication.result.extents {
-            let extent = hashed.extent
-            if let object = try fanOut(extent.root).openIfPresent("\(extent.root)", O_RDONLY),
-                try FileStatus(of: object.raw).size == extent.length
-            {
-                _ = try Cloning.clone(
-                    from: object.raw, to: target.raw, range: 0..<extent.length, at: offset,
-                    cancellation: cancellation)
-            }
-            offset += extent.length
-        }
-        try synchronize(target.raw, "staging/\(name)")
-        try staging.remove(splitName(name))
-        try staging.synchronize()
-    }
 }

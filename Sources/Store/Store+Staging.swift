@@ -183,7 +183,7 @@ extension Store {
         var index = 0
         while try staging.remove(baseName(name, index)) { index += 1 }
         try staging.remove(name.description)
-        try staging.remove(splitName(name))
+        try removeSplit(name)
         state.withLock { _ = $0.damaged.remove(name) }
     }
 

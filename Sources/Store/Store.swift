@@ -39,6 +39,8 @@ public final class Store: Sendable {
         var stagingDurable: UInt64 = 0
         /// To be synced by `synchronizeOwed`.
         var owedSyncs: Set<StagingName> = []
+        /// Objects that have the bytes of a staging file which is being split.
+        var splits: [StagingName: Set<ContentRoot>] = [:]
         /// See `isDamaged`; at most the files in `staging/`.
         var damaged: Set<StagingName> = []
         var facts: DiskAbilities?
@@ -152,7 +154,7 @@ public final class Store: Sendable {
     /// A new file in `tmp/`, to be renamed from there.
     func temporary() throws(StoreError) -> Temporary {
         while true {
-            let name = String(nextTemporary.wrappingAdd(1, ordering: .relaxed).oldValue)
+            let name = temporaryName()
             do throws(StoreError) {
                 let file = try temporaries.open(name, O_RDWR | O_CREAT | O_EXCL)
                 return Temporary(name: name, file: file)
@@ -161,6 +163,10 @@ public final class Store: Sendable {
                 guard error.errno == .fileExists else { throw error }
             }
         }
+    }
+
+    func temporaryName() -> String {
+        String(nextTemporary.wrappingAdd(1, ordering: .relaxed).oldValue)
     }
 
     /// The directory below `objects/` that an object belongs in.

@@ -15,7 +15,7 @@ struct CloneTests {
         let disk = try TestDisk(kind)
         let store = try disk.store()
         try store.stage(StagingName(1, 1), pattern(Self.length))
-        let extent = try store.publishAll(StagingName(1, 1)).0.extents[0].extent
+        let extent = try store.publish(StagingName(1, 1)).extents[0].extent
         return (disk, store, extent, try store.createStaging(StagingName(2, 1)))
     }
 

@@ -64,7 +64,7 @@ struct OverlayTests {
 
     private func publish(_ bytes: [UInt8], _ store: Store, _ name: StagingName) throws -> [Extent] {
         try store.stage(name, bytes)
-        return try store.publishAll(name).0.extents.map(\.extent)
+        return try store.publish(name).extents.map(\.extent)
     }
 
     @Test(

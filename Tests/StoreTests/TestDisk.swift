@@ -130,13 +130,21 @@ extension Store {
         try file.writeAll(bytes)
     }
 
-    /// Hashes and publishes a staging file.
-    func publishAll(_ name: StagingName) throws -> (MerkleResult, PublishOutcome) {
+    /// Hashes a staging file, and publishes it as a publisher does.
+    @discardableResult
+    func publish(_ name: StagingName) throws -> MerkleResult {
         let file = try openStaging(name, .read)
         defer { try? file.close() }
         let length = try file.seek(offset: 0, from: .end)
         let result = try hash(file, length: UInt64(length))
-        return (result, try publish(Publication(staging: name, result: result)))
+        if result.extents.count == 1 {
+            try link(prepareObject(name, result.extents[0], synchronizing: true))
+            try synchronizeNames(of: result.extents.map(\.extent.root))
+        } else {
+            try moveToObjects(Publication(staging: name, result: result))
+        }
+        try removeStaging(name)
+        return result
     }
 
     func objectBytes(_ root: ContentRoot) throws -> [UInt8]? {
