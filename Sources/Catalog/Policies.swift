@@ -5,15 +5,22 @@ public import Volume
 /// for all directories below that do not say otherwise.
 public enum CopiesPolicy {
     public static let name = Array("user.delugefs.copies".utf8)
+    /// How many of them an `fsync` waits for.
+    public static let syncName = Array("user.delugefs.fsync-copies".utf8)
     /// The same for SQL, where the index of such attributes must be recognized.
-    static let nameText = "x'" + name.map { String($0, radix: 16) }.joined() + "'"
+    static let nameText = text(name)
+    static let syncNameText = text(syncName)
+
+    private static func text(_ name: [UInt8]) -> String {
+        "x'" + name.map { String($0, radix: 16) }.joined() + "'"
+    }
 
     /// The number that the attribute of a directory gives; NULL: none, or it is no number of copies.
     /// What other programs or nodes wrote may be anything.
-    static func copies(of directory: String) -> String {
+    static func copies(of directory: String, in attribute: String = nameText) -> String {
         """
         (SELECT CAST(CAST(value AS TEXT) AS INTEGER) FROM xattr WHERE ino = \(directory)
-            AND name = \(nameText) AND CAST(CAST(value AS TEXT) AS INTEGER) BETWEEN 1 AND \(Limits.copiesMax))
+            AND name = \(attribute) AND CAST(CAST(value AS TEXT) AS INTEGER) BETWEEN 1 AND \(Limits.copiesMax))
         """
     }
 
@@ -84,17 +91,32 @@ extension Reader {
     /// - Parameter otherwise: where none says anything.
     public func copies(in directory: InodeNumber, otherwise copies: Int) throws(Errno) -> Int {
         guard try hasPolicies() else { return copies }
-        return try connection.all(
+        return try nearest(above: "VALUES(?1)", directory, CopiesPolicy.nameText) ?? copies
+    }
+
+    /// How many copies an `fsync` of a file waits for: what the directory that it is in says, else
+    /// the next one above it; of several names the one that asks for most counts.
+    public func syncCopies(of ino: InodeNumber) throws(Errno) -> Int {
+        try nearest(
+            above: "SELECT parent FROM dentry WHERE ino = ?1", ino, CopiesPolicy.syncNameText) ?? 1
+    }
+
+    /// The largest number that an attribute gives, of each directory itself or the next one above it.
+    private func nearest(
+        above directories: String, _ ino: InodeNumber, _ attribute: String
+    ) throws(Errno) -> Int? {
+        try connection.all(
             text: """
-                WITH RECURSIVE above(directory, copies) AS (
-                    VALUES(?1, \(CopiesPolicy.copies(of: "?1")))
+                WITH RECURSIVE start(directory) AS (\(directories)),
+                above(directory, copies) AS (
+                    SELECT directory, \(CopiesPolicy.copies(of: "directory", in: attribute)) FROM start
                     UNION ALL
-                    SELECT i.parent, \(CopiesPolicy.copies(of: "i.parent"))
+                    SELECT i.parent, \(CopiesPolicy.copies(of: "i.parent", in: attribute))
                     FROM above a JOIN inode i ON i.ino = a.directory
                     WHERE a.copies IS NULL AND a.directory <> 1 AND i.parent IS NOT NULL)
-                SELECT copies FROM above WHERE copies IS NOT NULL
-                """, [directory.value]
-        ) { row in Int(row.int64(0)) }.first ?? copies
+                SELECT max(copies) FROM above HAVING max(copies) IS NOT NULL
+                """, [ino.value]
+        ) { row in Int(row.int64(0)) }.first
     }
 }
 

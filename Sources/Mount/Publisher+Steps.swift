@@ -1,4 +1,5 @@
 import Catalog
+import Glibc
 import Logging
 import Store
 import SystemPackage
@@ -125,14 +126,8 @@ extension Publisher {
         }
         // It goes when it is closed, or is submitted again when it gets a name.
         guard hasName else { return .none }
-        let file = SharedDescriptor(try store.openStaging(staged.name, .read))
-        let facts = try store.facts(of: file.descriptor)
-        let cancellation = Cancellation()
-        let candidate = Candidate(
-            entry: entry, name: staged.name, file: file,
-            generation: vnode.state.writeGeneration, facts: facts, cancellation: cancellation,
-            isCopy: false, overlay: staged.overlay?.map,
-            models: [staged.copyOf, vnode.state.object].compactMap { $0 })
+        let candidate = try candidate(entry, staged)
+        let (file, facts) = (candidate.file, candidate.facts)
         if let publication = vnode.state.split { return .split(candidate, publication) }
         if case .sealed(let extent, _) = staged.phase,
             try store.objectLength(extent.root) == extent.length
@@ -160,8 +155,19 @@ extension Publisher {
             guard vnode.state.isInUse else { return .replace(candidate) }
             return .later(milliseconds: Self.failureRetryMilliseconds, .failed)
         }
-        vnode.state.hashing = cancellation
+        vnode.state.hashing = candidate.cancellation
         return staged.overlay == nil ? .publish(candidate) : .replace(candidate)
+    }
+
+    /// Under the vnode's lock.
+    private func candidate(_ entry: Queue.Entry, _ staged: StagedFile) throws -> Candidate {
+        let file = SharedDescriptor(try store.openStaging(staged.name, .read))
+        let state = entry.item.state
+        return Candidate(
+            entry: entry, name: staged.name, file: file, generation: state.writeGeneration,
+            facts: try store.facts(of: file.descriptor), cancellation: Cancellation(),
+            isCopy: false, overlay: staged.overlay?.map,
+            models: [staged.copyOf, state.object].compactMap { $0 })
     }
 
     /// A file that could not be synced is read once more, into one that can be; an overlay becomes whole.
@@ -231,10 +237,13 @@ extension Publisher {
                 try store.clone(
                     from: candidate.file.descriptor, to: target.descriptor, range: 0..<length)
             }
+            var facts = candidate.facts
+            // Who writes to it may have made it longer since.
+            facts.size = try store.facts(of: target.descriptor).size
             return Candidate(
                 entry: candidate.entry, name: name,
                 file: SharedDescriptor(try store.openStaging(name, .read)),
-                generation: candidate.generation, facts: candidate.facts,
+                generation: candidate.generation, facts: facts,
                 cancellation: candidate.cancellation, isCopy: true)
         } catch {
             try? store.removeStaging(name)
@@ -445,5 +454,69 @@ extension Publisher {
         }
         let error = (failure as? StoreError)?.errno ?? (failure as? Errno) ?? .ioError
         for waiter in waiting { waiter.proceed(isWhole ? nil : error) }
+    }
+
+    // MARK: Snapshots
+
+    private enum Snapshot {
+        case published
+        case busy
+        case due(Candidate)
+    }
+
+    /// Publishes a file as it is now, whoever may write to it. Blocks while it is copied and hashed.
+    ///
+    /// - Returns: the extents of what is published of it.
+    /// - Throws: EBUSY when it is opened for writing, or published, again and again meanwhile.
+    func publishSnapshot(of vnode: Vnode) throws -> [Extent] {
+        for _ in 0..<Self.snapshotTriesMax {
+            let isPublished =
+                switch try vnode.locked({ try snapshot(of: vnode) }) {
+                case .published: true
+                case .busy: false
+                case .due(let candidate): try publishCopy(of: candidate)
+                }
+            if isPublished {
+                return try catalog.read { try $0.content(of: vnode.ino).extents }
+            }
+            usleep(Self.snapshotPauseMicroseconds)
+        }
+        throw Errno.resourceBusy
+    }
+
+    private func snapshot(of vnode: Vnode) throws -> Snapshot {
+        guard let staged = vnode.state.staged, staged.isUnpublished else { return .published }
+        guard staged.phase == .unpublished, vnode.state.waiting == nil else { return .busy }
+        guard !store.isDamaged(staged.name) else { throw Errno.ioError }
+        let entry = Queue.Entry(key: vnode.nodeid, item: vnode, size: 0, isHurried: true)
+        let candidate = try candidate(entry, staged)
+        return staged.isUntouched(candidate.facts) ? .published : .due(candidate)
+    }
+
+    /// - Returns: false when it has to be done again.
+    private func publishCopy(of candidate: Candidate) throws -> Bool {
+        let vnode = candidate.vnode
+        let copy = try copied(candidate)
+        // Given back with the queue's entry, which `finish` makes of it.
+        vnodes.pin(vnode)
+        do {
+            if let hashed = try begin(copy) {
+                let object = try store.prepareObject(
+                    copy.name, hashed.extent, synchronizing: true)
+                guard try link(copy, object) else {
+                    unpin(vnode)
+                    return false
+                }
+                let extent = hashed.extent.extent
+                try store.synchronizeNames(of: [extent.root])
+                try finish(copy, .extents([extent]), milliseconds: hashed.milliseconds)
+            }
+        } catch {
+            try? store.removeStaging(copy.name)
+            unpin(vnode)
+            guard error is ObjectVanished else { throw error }
+            return false
+        }
+        return vnode.locked { vnode.state.copied == copy.facts }
     }
 }

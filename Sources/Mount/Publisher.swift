@@ -31,6 +31,9 @@ public final class Publisher: @unchecked Sendable {
     /// Between looks at a file that a mapping or an orphaned descriptor can still write to.
     static let leaseRetryMilliseconds: UInt64 = 500
     static let failureRetryMilliseconds: UInt64 = 2000
+    /// How often a snapshot is tried while a file is opened and published, and the pause between.
+    static let snapshotTriesMax = 500
+    static let snapshotPauseMicroseconds: UInt32 = 10_000
     /// A batch of this many objects costs less as one sync of the disk than one per file.
     static let wholeDiskSyncFilesMin = 8
 

@@ -82,27 +82,60 @@ extension VolumeFileSystem {
     public func fsync(
         _ request: RequestHeader, handle: UInt64, dataOnly: Bool, reply: consuming Reply
     ) {
-        synchronize(handles.handle(handle)?.vnode, reply.detach())
+        let pending = reply.detach()
+        guard let vnode = handles.handle(handle)?.vnode else { return answerWhenDurable(pending) }
+        synchronization.submit {
+            do {
+                try self.synchronize(vnode)
+                let copies = try self.query("fsync") { reader throws(Errno) in
+                    try reader.syncCopies(of: vnode.ino)
+                }
+                if copies > 1 {
+                    try self.replicate(vnode, copies, request, pending)
+                } else {
+                    self.answerWhenDurable(pending)
+                }
+            } catch { pending.error(self.errno(error, "fsync")) }
+        }
     }
 
     public func fsyncdir(
         _ request: RequestHeader, handle: UInt64, dataOnly: Bool, reply: consuming Reply
-    ) { synchronize(nil, reply.detach()) }
+    ) { answerWhenDurable(reply.detach()) }
 
     public func syncfs(_ request: RequestHeader, reply: consuming Reply) {
-        synchronize(nil, reply.detach())
+        answerWhenDurable(reply.detach())
     }
 
     /// Bytes first, then the row: a durable name never leads to bytes that are not. What is
     /// published is on the disk already.
-    private func synchronize(_ vnode: Vnode?, _ reply: PendingReply) {
-        let staged = vnode.flatMap { vnode in vnode.locked { vnode.state.staged } }
-        guard let staged, staged.phase == .unpublished else { return answerWhenDurable(reply) }
-        synchronization.submit {
+    private func synchronize(_ vnode: Vnode) throws {
+        guard let staged = vnode.locked({ vnode.state.staged }), staged.phase == .unpublished,
+            let file = try openUnlessPublished(staged)
+        else { return }
+        try store.synchronizeStaging(staged.name, file.descriptor)
+    }
+
+    /// nil: published since the caller looked, and so on the disk.
+    private func openUnlessPublished(_ staged: StagedFile) throws(Errno) -> SharedDescriptor? {
+        do throws(Errno) { return try readable(staged) } catch .noSuchFileOrDirectory { return nil }
+    }
+
+    /// The file as it is now goes to other disks, though somebody may write on.
+    private func replicate(
+        _ vnode: Vnode, _ copies: Int, _ request: RequestHeader, _ reply: PendingReply
+    ) throws {
+        let extents = try publisher.publishSnapshot(of: vnode)
+        changed()
+        let confirmation = Task {
             do {
-                try self.synchronize(staged)
+                try await self.replicated(extents, copies)
                 self.answerWhenDurable(reply)
             } catch { reply.error(self.errno(error, "fsync")) }
+        }
+        Interruption.whenEnding(reply, of: request) { [weak reply] in
+            confirmation.cancel()
+            reply?.error(.interrupted)
         }
     }
 
@@ -110,16 +143,5 @@ extension VolumeFileSystem {
         catalog.afterDurable { failure in
             if let failure { reply.error(failure) } else { reply.empty() }
         }
-    }
-
-    private func synchronize(_ staged: StagedFile) throws {
-        let file: SharedDescriptor
-        do throws(Errno) {
-            file = try readable(staged)
-        } catch .noSuchFileOrDirectory {
-            // Published, and so on the disk, since the caller looked.
-            return
-        }
-        try store.synchronizeStaging(staged.name, file.descriptor)
     }
 }

@@ -80,9 +80,8 @@ extension VolumeFileSystem {
         } catch { reply.error(error) }
     }
 
-    private static let syncCopiesName = Array("user.delugefs.fsync-copies".utf8)
     /// How many copies, of everything below a directory.
-    private static let policyNames = [CopiesPolicy.name, syncCopiesName]
+    private static let policyNames = [CopiesPolicy.name, CopiesPolicy.syncName]
 
     private func checkWritable(_ name: [UInt8], _ ino: InodeNumber) throws(Errno) {
         guard name.starts(with: DerivedXattrs.prefix) else { return }
@@ -98,8 +97,6 @@ extension VolumeFileSystem {
         guard let copies = Int(String(decoding: value, as: UTF8.self)),
             (1...Limits.copiesMax).contains(copies)
         else { throw .invalidArgument }
-        // `fsync` waits for this disk alone: more must not be promised.
-        guard copies == 1 || name != Self.syncCopiesName else { throw .notSupported }
     }
 
     /// nil for a name that is stored like any other, or not there.

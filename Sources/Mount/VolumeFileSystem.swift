@@ -48,6 +48,8 @@ public final class VolumeFileSystem: FileSystem {
     var vnodes: VnodeTable { publisher.vnodes }
     /// What the volume has and can take, for statfs. Set by the composition.
     let statistics: @Sendable () -> VolumeStatistics
+    /// Returns when so many disks have confirmed content that was published here, and its commit.
+    let replicated: @Sendable ([Extent], Int) async throws -> Void
     /// Called after every change of names, attributes or content.
     let changed: @Sendable () -> Void
     /// The disk can copy a file without copying its bytes.
@@ -64,6 +66,7 @@ public final class VolumeFileSystem: FileSystem {
         status: @escaping @Sendable () -> [UInt8],
         statistics: @escaping @Sendable () -> VolumeStatistics,
         holders: @escaping @Sendable ([Extent]) -> [String],
+        replicated: @escaping @Sendable ([Extent], Int) async throws -> Void,
         sharesBlocks: Bool, makesOverlays: Bool, changed: @escaping @Sendable () -> Void
     ) {
         self.catalog = catalog
@@ -73,6 +76,7 @@ public final class VolumeFileSystem: FileSystem {
         self.options = options
         self.logger = logger
         self.statistics = statistics
+        self.replicated = replicated
         self.changed = changed
         self.sharesBlocks = sharesBlocks
         self.makesOverlays = makesOverlays

@@ -382,6 +382,10 @@ public final class Node: Sendable {
             status: { [weak self] in self.map { $0.statusText() } ?? [] },
             statistics: { [weak self] in self?.statistics() ?? VolumeStatistics() },
             holders: { [weak self] in self?.holderNames($0) ?? [] },
+            replicated: { [weak self] extents, copies in
+                guard let self else { throw Errno.ioError }
+                try await confirm(extents, copies: copies)
+            },
             sharesBlocks: facts.supportsReflink, makesOverlays: facts.supportsOverlays,
             changed: { [timeline] in timeline.changed() })
         do {

@@ -18,6 +18,21 @@ struct ReplicationWait {
     private var fullRounds = 0
     private static let fullRoundsMax = 6
 
+    /// - Parameter copies: asked of each content, where not fewer are to be made of it.
+    init(_ node: Node, of extents: [Extent], copies: Int) async throws {
+        self.node = node
+        let target = node.settings.copies
+        open = try await Blocking.run { [catalog = node.catalog] in
+            try catalog.read { reader in
+                try extents.map { extent in
+                    let asked = try reader.copies(of: extent.root, otherwise: target)
+                    return (extent, min(copies, asked))
+                }
+            }
+        }
+    }
+
+    /// Of every file's content.
     init(_ node: Node) async throws {
         self.node = node
         let copies = node.settings.copies

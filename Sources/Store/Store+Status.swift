@@ -11,7 +11,7 @@ public struct FileIdentity: Hashable, Sendable {
 /// What the disk says of a file.
 public struct FileFacts: Hashable, Sendable {
     public let identity: FileIdentity
-    public let size: UInt64
+    public var size: UInt64
     /// Units of 512 bytes.
     public let blocks: UInt64
     public let modified: Timestamp
