@@ -72,6 +72,9 @@ extension EndToEnd {
                     }
                 }
                 try await Self.makeFile(a)
+                // Without passthrough a file counts as open, and a new one stays unknown elsewhere, as
+                // long as it is mapped.
+                try await a.settle()
                 let child = try one.spawn(
                     ["perl", "-e", Self.mapper, a["file"], flag],
                     log: "\(workshop.directory)/mapper.log")
