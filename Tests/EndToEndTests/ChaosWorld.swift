@@ -168,7 +168,10 @@ final class ChaosWorld: Sendable {
             for node in machine.nodes where !node.isRunning { try await node.start() }
         case .cutOff: try await machine.host.heal()
         case .fill: try await machine.host.sh("rm -f \"$1\"/ballast", disk(machine, node).path)
-        case .spoil: break
+        case .spoil:
+            for node in machine.nodes where node.mount == nil {
+                try await node.command("scrub", "--wait", timeout: Bounds.replicated).succeeded()
+            }
         case .slow: try await machine.host.unthrottle()
         }
         try await waitForAll()
@@ -206,7 +209,8 @@ final class ChaosWorld: Sendable {
         ).succeeded()
     }
 
-    /// Removes or cuts objects of disks without a mount that another machine has too.
+    /// Removes, cuts or changes objects that another machine has too, on disks without a mount: the
+    /// kernel reads objects of its own disk unchecked.
     private func spoil(_ machine: Machine) async throws {
         let others = machines.filter { $0.host.number != machine.host.number }.flatMap(\.nodes)
         let seed = draw { $0.next() }
@@ -219,10 +223,15 @@ final class ChaosWorld: Sendable {
                     shuf --random-source=<(yes $seed 2>/dev/null) -n $count |
                 while read -r object size; do
                     for other; do
-                        test "$(stat -c %s "$other"/objects/$object 2>/dev/null)" = $size || continue
+                        cmp -s $object "$other"/objects/$object || continue
                         chmod u+w $object
-                        if ((size % 2)); then rm $object; else truncate -s $((size / 2)) $object; fi
-                        echo $object
+                        case $((size % 3)) in
+                        0) rm $object; echo "removed $object" ;;
+                        1) truncate -s $((size / 2)) $object; echo "cut $object" ;;
+                        2) head -c 8 /dev/urandom |
+                            dd of=$object bs=8 seek=$((size / 16)) conv=notrunc status=none
+                            echo "changed $object" ;;
+                        esac
                         break
                     done
                 done
