@@ -67,7 +67,7 @@ extension EndToEnd {
             try await Solo.open(options) { solo in
                 let (workshop, node) = (solo.workshop, solo.node)
                 let ledger = try workshop.write("", to: "ledger")
-                for round in 0..<4 {
+                for round in 0..<3 {
                     let before = FileBytes.read(ledger).count { $0 == 0x0A }
                     let writing = try node.host.spawn(
                         Shell.bash(
