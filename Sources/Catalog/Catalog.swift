@@ -32,11 +32,10 @@ public final class Catalog: Sendable {
         /// it could not. Called on threads of the catalog.
         public var own: @Sendable (UInt64, FileDescriptor) -> Bool = { _, _ in false }
         /// Makes durable what rows lead to outside of the database and what no row may outlive: called
-        /// for every batch, after its COMMIT and before it is durable, on a thread of the catalog
-        /// with no lock held. (COMMIT alone leaves the rows in the page cache, which the kernel
-        /// writes back after many seconds.) What it returns is performed and becomes durable with
-        /// the batch, before which it is called again.
-        public var beforeDurable: @Sendable () -> (@Sendable (Transaction) throws -> Void)? = {
+        /// for every batch before its COMMIT, whose pages the kernel may write to the disk at any
+        /// moment. First with no lock held, and then for what came meanwhile with the catalog's; must
+        /// not call the catalog. What it returns is performed in the batch.
+        public var beforeCommit: @Sendable () -> (@Sendable (Transaction) throws -> Void)? = {
             nil
         }
         /// The disk is full: gives it some of what is held back; false: nothing is. Called with the

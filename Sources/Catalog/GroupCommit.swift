@@ -32,6 +32,9 @@ final class GroupCommit: @unchecked Sendable {
     private let options: Catalog.Options
     private var thread: WorkerThread?
 
+    /// How often `beforeCommit` is called without a lock: what comes during a second one is little.
+    private static let unlockedRounds = 2
+
     /// Bodies waiting for durability at one time: FUSE requests in flight are fewer.
     static let waitingMax = 65_536
 
@@ -155,13 +158,13 @@ final class GroupCommit: @unchecked Sendable {
     }
 
     private func endBatch() throws(Errno) -> (operation: UInt64, frames: Int32) {
-        var result = try writer.endBatch()
-        while let correction = options.beforeDurable() {
+        for _ in 0..<Self.unlockedRounds {
+            guard let correction = options.beforeCommit() else { continue }
             do { _ = try writer.perform(correction) } catch {
                 options.log("what could not be made durable is not noted: \(error)")
             }
-            result = try writer.endBatch()
         }
+        let result = try writer.endBatch()
         // The errno is read before anything else is called.
         if fdatasync(log.rawValue) != 0 {
             let error = Errno(rawValue: errno)

@@ -75,10 +75,7 @@ final class Writer: @unchecked Sendable {
         let mark = connection.redo.mark
         let volatile = transaction.volatile
         do {
-            try control("SAVEPOINT operation")
-            let result = try body(transaction)
-            try control("RELEASE operation")
-            performed += 1
+            let result = try apply(body)
             if connection.redo.bytes.count > Self.batchBytesMax {
                 do throws(Errno) { try commit() } catch {
                     // Too much waits for room already.
@@ -93,6 +90,14 @@ final class Writer: @unchecked Sendable {
             takeBack(to: mark, volatile)
             throw error
         }
+    }
+
+    private func apply<T>(_ body: (Transaction) throws -> T) throws -> T {
+        try control("SAVEPOINT operation")
+        let result = try body(transaction)
+        try control("RELEASE operation")
+        performed += 1
+        return result
     }
 
     /// After an operation that changed rows all over the database.
@@ -190,6 +195,7 @@ final class Writer: @unchecked Sendable {
     func commit() throws(Errno) {
         guard failure == nil else { throw .ioError }
         try begin()
+        makeReady()
         do throws(SQLiteFailure) {
             try endTransaction()
         } catch {
@@ -201,6 +207,20 @@ final class Writer: @unchecked Sendable {
         connection.redo.removeAll()
         batch &+= 1
         redoFile.began(batch)
+    }
+
+    /// What came since `beforeCommit` was called without the lock.
+    private func makeReady() {
+        guard performed != committed, let correction = options.beforeCommit() else { return }
+        let mark = connection.redo.mark
+        let volatile = transaction.volatile
+        do {
+            try apply(correction)
+            _ = redoFile.append(connection.redo)
+        } catch {
+            takeBack(to: mark, volatile)
+            options.log("what could not be made durable is not noted: \(error)")
+        }
     }
 
     /// What was kept of this batch does not count from here on, for its rows do.

@@ -68,7 +68,7 @@ struct DurableState {
         var options = Catalog.Options(node: node)
         options.log = { logger.warning("catalog: \($0)") }
         options.own = { Store.own($0, of: $1) }
-        options.beforeDurable = {
+        options.beforeCommit = {
             let failures = store.synchronizeOwed()
             guard !failures.isEmpty else { return nil }
             for (name, error) in failures {

@@ -70,7 +70,7 @@ struct GroupCommitTests {
             var options = options()
             options.commitInterval = .seconds(3600)
             let corrections = Mutex<[String]>([])
-            options.beforeDurable = {
+            options.beforeCommit = {
                 guard let key = corrections.withLock({ $0.popLast() }) else { return nil }
                 return { try $0.setMeta(key, [1]) }
             }
@@ -84,6 +84,62 @@ struct GroupCommitTests {
             defer { survivor.close() }
             for key in ["a", "b"] { #expect(try survivor.read { try $0.meta(key) } == [1]) }
         }
+    }
+
+    @Test(arguments: [false, true])
+    func whatRowsLeadToIsDurableBeforeTheirCommitIsInTheLog(comesLate: Bool) throws {
+        try withDirectory { directory in
+            var options = options()
+            options.commitInterval = .seconds(3600)
+            let owes = Mutex(false)
+            let calls = Mutex(0)
+            let shown = Mutex<[Bool]>([])
+            let late = Mutex<Catalog?>(nil)
+            options.beforeCommit = {
+                let call = calls.withLock { calls in
+                    calls += 1
+                    return calls
+                }
+                // After the last look without the lock.
+                if call == 2, let catalog = late.withLock({ $0 }) {
+                    owes.withLock { $0 = true }
+                    _ = try? catalog.make("owing")
+                    return nil
+                }
+                let isDue = owes.withLock { owes in
+                    defer { owes = false }
+                    return owes
+                }
+                if isDue {
+                    let names = try? names(inACopyOf: directory)
+                    shown.withLock { $0.append(names?.contains("owing") ?? true) }
+                }
+                return nil
+            }
+            let catalog = try openCatalog(directory, options)
+            defer { catalog.close() }
+            try makeRoot(catalog)
+            try catalog.flush()
+            calls.withLock { $0 = 0 }
+            if comesLate {
+                late.withLock { $0 = catalog }
+                try catalog.make("first")
+            } else {
+                owes.withLock { $0 = true }
+                try catalog.make("owing")
+            }
+            try catalog.flush()
+            late.withLock { $0 = nil }
+            #expect(shown.withLock { $0 } == [false])
+            #expect(try catalog.names().contains("owing"))
+        }
+    }
+
+    private func names(inACopyOf directory: String) throws -> [String] {
+        try copy(directory, to: directory + "/crash")
+        let survivor = try openCatalog(directory + "/crash")
+        defer { survivor.close() }
+        return try survivor.names()
     }
 
     @Test func anIdleCatalogCommitsByItself() throws {
