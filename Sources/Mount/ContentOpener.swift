@@ -66,10 +66,20 @@ final class ContentOpener: Sendable {
                 if try store.facts(of: file).size == extent.length { return shared }
                 // It stays until whoever fetches the rest takes what is good of it.
             }
-        } catch { throw error.errno }
+        } catch {
+            guard error.errno == .permissionDenied || error.errno == .notPermitted else {
+                throw error.errno
+            }
+            // Whose file it is says nothing of who may read what has its bytes.
+            failures.logger.error(
+                "the object \(extent.root) cannot be opened: \(error). Give the files of the root back to the user who runs the node (chown), then run `delugefs scrub`."
+            )
+            throw .ioError
+        }
         if try noteMissing(extent) {
             failures.logger.error(
-                "the object \(extent.root) is not on the disk, or not whole; it is fetched again")
+                "the object \(extent.root) is not on the disk, or not whole: it is fetched again from other disks"
+            )
             remote.isMissing(extent)
         }
         return nil

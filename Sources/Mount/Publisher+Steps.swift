@@ -97,7 +97,7 @@ extension Publisher {
             postpone(entry, milliseconds: 0, .quiet)
             return
         }
-        noteFailure(error)
+        noteFailure(entry.item.ino, error)
         logger.warning(
             "publishing inode \(entry.item.ino.rawValue) failed, will try again: \(error)")
         postpone(entry, milliseconds: Self.failureRetryMilliseconds, .failed)

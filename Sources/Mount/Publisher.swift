@@ -31,6 +31,7 @@ public final class Publisher: @unchecked Sendable {
     /// Between looks at a file that a mapping or an orphaned descriptor can still write to.
     static let leaseRetryMilliseconds: UInt64 = 500
     static let failureRetryMilliseconds: UInt64 = 2000
+    static let failureLifetime = Duration.seconds(10)
     /// How often a snapshot is tried while a file is opened and published, and the pause between.
     static let snapshotTriesMax = 500
     static let snapshotPauseMicroseconds: UInt32 = 10_000
@@ -51,7 +52,7 @@ public final class Publisher: @unchecked Sendable {
     private var queue = Queue()
     private var isStopping = false
     private var running = 0
-    private var failure: String?
+    private var failure: (text: String, time: ContinuousClock.Instant)?
 
     /// - Parameter published: called on the publisher's threads with content that became an object
     ///   here (or already was one), after its row changed.
@@ -107,10 +108,19 @@ public final class Publisher: @unchecked Sendable {
     /// Closed files that are not published yet.
     public var unpublished: Int { condition.withLock { queue.unpublished } }
 
-    /// Why publishing a file failed last.
-    public var lastFailure: String? { condition.withLock { failure } }
+    /// Which file could not be published lately, and why. What fails is tried again sooner than this
+    /// is forgotten.
+    public var lastFailure: String? {
+        condition.withLock {
+            failure.flatMap { ContinuousClock.now - $0.time < Self.failureLifetime ? $0.text : nil }
+        }
+    }
 
-    func noteFailure(_ error: any Error) { condition.withLock { failure = "\(error)" } }
+    func noteFailure(_ ino: InodeNumber, _ error: any Error) {
+        let names = (try? catalog.read { try $0.path(of: ino) }) ?? []
+        let path = names.isEmpty ? "a removed file" : names.map { "/\($0)" }.joined()
+        condition.withLock { failure = ("\(path): \(error)", .now) }
+    }
 
     /// Publishes everything submitted before, at once, a copy of what a mapping still holds; what
     /// a writer has open does not count.

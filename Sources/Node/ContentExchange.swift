@@ -43,6 +43,7 @@ final class ContentExchange: RemoteContent, Sendable {
     /// Clones are taken on by one thread at a time, or two would count on the same room.
     let admission = Mutex<Void>(())
     let intake: ObjectIntake
+    let failures = FetchFailures()
     private let fetches = Mutex<[Extent: Fetch]>([:])
 
     init(
@@ -156,7 +157,7 @@ final class ContentExchange: RemoteContent, Sendable {
     }
 
     /// Online nodes that have the extent by the holder logs, and the others.
-    private func holders(of extent: Extent) async -> (named: [Peer], others: [Peer]) {
+    func holders(of extent: Extent) async -> (named: [Peer], others: [Peer]) {
         let online = mesh.peers.filter(\.isOnline)
         let named = Set(await logged(extent).filter { $0.state != .cloning }.map(\.node))
         return (
@@ -323,7 +324,10 @@ final class ContentExchange: RemoteContent, Sendable {
             return true
         }
         guard isGone else { return try state(of: extent) }
-        logger.error("the object \(extent.root) is not on the disk, or not whole")
+        let path = Node.path(of: extent.root, in: catalog) ?? "old content"
+        logger.error(
+            "\(path) (\(extent.root)) is not on the disk, or not whole: it counts as no copy here, and is made anew from other disks"
+        )
         arrived(extent, .absent)
         return .none
     }

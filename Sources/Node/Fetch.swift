@@ -90,6 +90,8 @@ final class Fetch: Sendable {
         var interests = 0
         var keepsWhole = false
         var stopping = false
+        /// Replies whose bytes were not the content.
+        var mismatches = 0
         var pending: [Waiter] = []
         /// While searching: what is here already, from an earlier fetch or of a damaged object.
         var part: (file: SharedDescriptor, pieces: Bitfield)?
@@ -248,7 +250,10 @@ final class Fetch: Sendable {
             waiter.waits(
                 by: download.whenVerified(
                     waiter.range, timeoutWithoutProgress: ContentExchange.progressTimeout
-                ) { result in
+                ) { [exchange, extent] result in
+                    if case .failure(.noProgress) = result {
+                        exchange.starved(extent, hashFailures: download.progress.hashFailures)
+                    }
                     waiter.body(result.map { file }.mapError(\.errno))
                 })
         }
@@ -298,6 +303,9 @@ final class Fetch: Sendable {
                 }
             } catch {
                 exchange.logger.warning("fetching \(extent.root): \(error)")
+                if (error as? StoreError)?.reason == .mismatch {
+                    state.withLock { $0.mismatches += 1 }
+                }
                 await abandon()
                 if let errno = (error as? SwarmError)?.errno, errno == .noSpace {
                     return await fail(.noSpace)
@@ -522,6 +530,7 @@ final class Fetch: Sendable {
 
     private func finish(_ download: Download) async throws -> Bool {
         try await download.finish()
+        exchange.arrived(extent, hashFailures: download.progress.hashFailures)
         let hashed = HashedExtent(extent: extent, layer: layers.withLock { $0 })
         try await Blocking.run(.content) { [exchange] in
             try exchange.store.adoptPartial(hashed)
@@ -576,6 +585,7 @@ final class Fetch: Sendable {
                 return final
             }
             exchange.ended(self)
+            exchange.failures.clear(extent)
             for completion in completions { completion(.success(())) }
             exchange.catalog.afterDurable { [store = exchange.store, root = extent.root] failure in
                 if failure == nil { try? store.removePartial(root) }
@@ -613,6 +623,9 @@ final class Fetch: Sendable {
             state.phase = .failed(error)
             state.stopping = true
             return (state.pending, state.completions, state.keepsWhole)
+        }
+        if error == .ioError, !waiters.isEmpty {
+            exchange.starved(extent, hashFailures: state.withLock { $0.mismatches })
         }
         for waiter in waiters { waiter.body(.failure(error)) }
         exchange.ended(self)

@@ -121,6 +121,13 @@ extension Node {
             break
         }
         if let text = scrubber.problem { add("damaged-content", text) }
+        if let text = exchange.failures.problem { add("content-not-given", text) }
+        if let reason = publisher.lastFailure, publisher.unpublished > 0 {
+            add(
+                "publishing-failed",
+                "Closed files cannot be given to other nodes, are kept here and tried again: \(reason). Look after the disk, or write the file anew."
+            )
+        }
         if space.isFull {
             add(
                 "disk-full",
@@ -130,7 +137,7 @@ extension Node {
         if lacking.unavailable.files > 0 {
             add(
                 "unavailable",
-                "\(lacking.unavailable.files) contents are on no disk that is online. Start the disks that `delugefs whereis` names."
+                "\(lacking.unavailable.files == 1 ? "1 content is" : "\(lacking.unavailable.files) contents are") on no disk that is online. Start the disks that `delugefs whereis` names."
             )
         }
         let able = storingPeers.count + (countedBytes > 0 ? 1 : 0)
@@ -181,7 +188,9 @@ extension Node {
     }
 
     /// Of a file with that content; nil: none has it now.
-    func path(of root: ContentRoot) -> String? {
+    func path(of root: ContentRoot) -> String? { Self.path(of: root, in: catalog) }
+
+    static func path(of root: ContentRoot, in catalog: Catalog) -> String? {
         let names = try? catalog.read { reader in
             try reader.inodes(with: root, limit: 1).first.map { try reader.path(of: $0) }
         }

@@ -33,7 +33,9 @@ extension Node {
             let reason = hasFailed ? publisher.lastFailure : nil
             return ControlMessage.WaitReply(
                 outcome: .timedOut,
-                text: reason.map { "Some closed files cannot be published now: \($0)." }
+                text: reason.map {
+                    "Some closed files cannot be published now: \($0). Look after the disk, or write the file anew."
+                }
                     ?? "Some closed files are still being published.")
         }
         if let missing = try await peerWithout(heads, until: deadline) {

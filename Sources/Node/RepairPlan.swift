@@ -16,6 +16,8 @@ struct RepairPlan {
         var holders: [NodeID: HolderState]
         /// Since when, as far as this node has noticed.
         let since: Instant
+        /// They began a clone that came to nothing, and are asked after all others.
+        var gaveUp: Set<NodeID> = []
         /// Computed once: where it belongs, and after how long this node acts.
         var order: [NodeID]?
         var delay: Duration?
@@ -78,7 +80,8 @@ struct RepairPlan {
         self.nodes = nodes
         self.online = online
         self.copies = copies
-        asked = asked.filter { nodes[$0.key] != nil }
+        // Who went is not waited for.
+        asked = asked.filter { online.contains($0.key) }
         mustSurvey = true
         recount()
     }
@@ -140,11 +143,13 @@ struct RepairPlan {
             }
             return setLack(number, nil)
         }
+        let known = lacking[number]
+        let ended = known?.holders(.cloning).filter { holders[$0] == nil } ?? []
         setLack(
             number,
             Lack(
                 number: number, extent: holding.extent, copies: holding.copies, holders: holders,
-                since: lacking[number]?.since ?? now))
+                since: known?.since ?? now, gaveUp: (known?.gaveUp ?? []).union(ended)))
     }
 
     /// Where its copies belong.
@@ -374,9 +379,11 @@ struct RepairPlan {
         guard missing > 0 || machinesMissing > 0 else { return [] }
         // What a log says has begun may have ended with a restart of that node: it is asked first.
         let begun = Set(lack.holders(.cloning)).subtracting(running)
-        let others = order(number).filter {
+        let open = order(number).filter {
             !stored.contains($0) && !running.contains($0) && !begun.contains($0)
         }
+        let others =
+            open.filter { !lack.gaveUp.contains($0) } + open.filter { lack.gaveUp.contains($0) }
         var chosen: [NodeID] = []
         for onFreshMachine in [true, false] {
             for candidate in begun.sorted() + others {

@@ -101,7 +101,7 @@ struct ReplicationWait {
         }
         if unavailable > 0 {
             return impossible(
-                "\(unavailable) contents are on no disk that is online. Start the disks that `delugefs whereis` names."
+                "\(unavailable == 1 ? "1 content is" : "\(unavailable) contents are") on no disk that is online. Start the disks that `delugefs whereis` names."
             )
         }
         fullRounds = full > 0 ? fullRounds + 1 : 0

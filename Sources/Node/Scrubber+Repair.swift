@@ -143,12 +143,34 @@ extension Scrubber {
     var problem: String? {
         let roots = unrepaired
         guard !roots.isEmpty else { return nil }
+        let refused = state.withLock { state in
+            Set(state.progress.damaged.filter { $0.obstacle != nil }.map(\.root))
+        }
+        let (unreadable, damaged) = (
+            roots.filter { refused.contains("\($0)") },
+            roots.filter { !refused.contains("\($0)") }
+        )
+        var sentences: [String] = []
+        if !damaged.isEmpty {
+            sentences.append(
+                "\(list(damaged, "on this disk cannot be read or is damaged, and no disk that is online can repair it")). Start the disks that `delugefs whereis` names, or bring an older version back with `delugefs restore`."
+            )
+        }
+        if !unreadable.isEmpty {
+            sentences.append(
+                "\(list(unreadable, "on this disk may not be read by this node, and counts as a copy still")). Give the files of the root back to the user who runs the node (chown), look after the disk, then run `delugefs scrub`."
+            )
+        }
+        return sentences.joined(separator: " ")
+    }
+
+    private func list(_ roots: [ContentRoot], _ what: String) -> String {
         let paths = roots.prefix(Self.pathsMax).map {
             surroundings.path($0) ?? "old content \($0)"
         }
         let count = roots.count == 1 ? "1 content" : "\(roots.count) contents"
         return
-            "\(count) on this disk cannot be read or is damaged, and no disk that is online can repair it: \(paths.joined(separator: ", "))\(roots.count > paths.count ? ", ..." : ""). Start the disks that `delugefs whereis` names, or bring an older version back with `delugefs restore`."
+            "\(count) \(what): \(paths.joined(separator: ", "))\(roots.count > paths.count ? ", ..." : "")"
     }
 
     var status: Status.Scrub {

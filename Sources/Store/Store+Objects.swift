@@ -20,8 +20,20 @@ extension Store {
 
     /// The object's bytes, read-only; nil when it is not here.
     public func openObject(_ root: ContentRoot) throws(StoreError) -> FileDescriptor? {
-        guard let file = try fanOut(root).openIfPresent("\(root)", O_RDONLY) else { return nil }
-        return file.release()
+        try openReadable("\(root)", in: fanOut(root))?.release()
+    }
+
+    /// An object that is ours and has lost its permissions is given them again.
+    private func openReadable(
+        _ name: String, in directory: Directory
+    ) throws(StoreError) -> OwnedDescriptor? {
+        do throws(StoreError) {
+            return try directory.openIfPresent(name, O_RDONLY)
+        } catch {
+            guard error.errno == .permissionDenied else { throw error }
+            try setMode(0o400, of: name, in: directory)
+            return try directory.openIfPresent(name, O_RDONLY)
+        }
     }
 
     /// An O_PATH descriptor of the object, to back a passthrough file; nil when it is not here.
@@ -153,17 +165,9 @@ extension Store {
     public func scrub(
         _ extent: Extent, cancellation: Cancellation? = nil, afterRead: (Int) -> Void = { _ in }
     ) throws(StoreError) -> ScrubResult? {
-        let (directory, name) = (try fanOut(extent.root), "\(extent.root)")
-        let opened: OwnedDescriptor?
-        do throws(StoreError) {
-            opened = try directory.openIfPresent(name, O_RDONLY)
-        } catch {
-            guard error.errno == .permissionDenied else { throw error }
-            // Ours, with its permissions lost.
-            try setMode(0o400, of: name, in: directory)
-            opened = try directory.openIfPresent(name, O_RDONLY)
+        guard let file = try openReadable("\(extent.root)", in: fanOut(extent.root)) else {
+            return nil
         }
-        guard let file = opened else { return nil }
         return try Merkle.scrub(
             file.raw, extent: extent, layer: try layer(of: extent), cancellation: cancellation,
             afterRead: afterRead)

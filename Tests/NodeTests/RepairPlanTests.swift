@@ -98,6 +98,27 @@ struct RepairPlanTests {
         #expect(asked(&plan, at: now)[2]?.count == 2)
     }
 
+    @Test("Who goes off line, or gives a clone up, is replaced by another")
+    func unfinished() throws {
+        for goes in [true, false] {
+            var plan = plan(4)
+            plan.update(1, try holding(1, [0: .stored]), at: now)
+            let request = plan.requests(now)
+            let chosen = try #require(request.first)
+            plan.answered(chosen.key, chosen.value, [.accepted], now)
+            let index = try #require(Self.ids.firstIndex(of: chosen.key))
+            plan.update(1, try holding(1, [0: .stored, index: .cloning]), at: now)
+            #expect(asked(&plan, at: now).isEmpty)
+            if goes {
+                plan.setNodes(
+                    Self.nodes, online: Set(Self.ids).subtracting([chosen.key]), copies: 2)
+            } else {
+                plan.update(1, try holding(1, [0: .stored]), at: now)
+            }
+            #expect(asked(&plan, at: now) == [index == 2 ? 3 : 2: [1]])
+        }
+    }
+
     @Test("Who has no room for a large content is still asked for smaller ones")
     func full() throws {
         var plan = plan(3)
