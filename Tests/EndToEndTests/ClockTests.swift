@@ -130,9 +130,10 @@ extension EndToEnd {
 
         private static func beTold(_ nodes: [NodeProcess]) async throws {
             for node in nodes {
-                try await eventually("\(node.name) says so", within: Bounds.online) {
-                    try await node.status().problems.contains { $0.code == "clock-differs" }
-                }
+                let text = try await Faults.problem(
+                    "clock-differs", on: node, after: "wrong clocks, on \(node.name)",
+                    within: Bounds.online)
+                Faults.expect(text, says: "The clock of node ", "Set the wrong one right")
             }
         }
 

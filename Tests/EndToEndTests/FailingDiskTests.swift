@@ -107,9 +107,11 @@ extension EndToEnd {
                     "dd if=/dev/urandom of=closed bs=1M count=100", timeout: Bounds.transfer)
                 let waited = try await node.command("wait", "--timeout", "2")
                 #expect(!waited.isSuccess, "\(waited.report)")
-                print("wait: \(waited.errors)")
+                Faults.tell("a disk that cannot write back, wait", waited.errors)
                 let status = try await node.status()
-                print("problems: \(status.problems)")
+                Faults.tell(
+                    "a disk that cannot write back",
+                    "status: \(status.unpublished) unpublished, \(status.problems.map(\.text))")
                 #expect(status.unpublished > 0 || !status.problems.isEmpty)
                 _ = try await node.sh("sha256sum --quiet -c sum").succeeded()
                 try await node.kill9()
@@ -163,7 +165,11 @@ extension EndToEnd {
                 _ = try workshop.write("", to: "end")
                 #expect(try await storm.wait(Bounds.command) == 0)
                 #expect(try await !node.sh("echo new >new; sync new").isSuccess)
-                #expect(try await !node.status().problems.isEmpty)
+                let told = try await Faults.problem(
+                    "catalog-failed", on: node, after: "a disk that is \(loss)")
+                Faults.expect(
+                    told, says: "The catalog could not be written", "Look after the disk",
+                    "restart the node")
                 _ = try await node.command("stop")
                 _ = try await node.exited(within: Bounds.stop)
                 try await disk.repair()
@@ -208,7 +214,15 @@ extension EndToEnd {
                 // A new version of it cannot be read either, which whoever waits for it learns.
                 try await node.sh("printf new | dd of=bad conv=notrunc,fsync status=none")
                     .succeeded()
-                #expect(try await !node.command("wait", "--timeout", "1").isSuccess)
+                let waited = try await node.command("wait", "--timeout", "1")
+                Faults.tell("a block that cannot be read, in a new version, wait", waited.errors)
+                #expect(!waited.isSuccess)
+                Faults.expect(
+                    waited.errors, says: "/bad: read for hashing: Input/output error",
+                    "Look after the disk")
+                let told = try await Faults.problem(
+                    "publishing-failed", on: node, after: "a block that cannot be read")
+                Faults.expect(told, says: "/bad", "write the file anew")
                 #expect(try await node.status().unpublished > 0)
                 try await node.sh(
                     "head -c 8M /dev/urandom | tee ../over | dd of=bad bs=1M conv=notrunc,fsync status=none iflag=fullblock"

@@ -65,6 +65,9 @@ extension EndToEnd {
                 try await eventually("nothing new is made", within: Bounds.command) {
                     try await !node.sh("mktemp -p .").isSuccess
                 }
+                let told = try await Faults.problem("disk-full", on: node, after: "disk full")
+                Faults.expect(
+                    told, says: "The disk of this node is full", "Remove files or make room")
                 #expect(!hasReserve())
                 #expect(try await !node.sh("echo more >>large").isSuccess)
                 try await node.sh(">large; echo less >small; rm large").succeeded()

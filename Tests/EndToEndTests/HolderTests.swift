@@ -102,9 +102,11 @@ extension EndToEnd {
                 let outcome = try await b.command("wait", "--replicated", "--timeout", "30")
                 #expect(outcome.status == 1, "\(outcome)")
                 #expect(outcome.errors.contains("no disk that is online"), "\(outcome.errors)")
-                try await eventually("status says so", within: Bounds.online) {
-                    try await b.status().problems.contains { $0.code == "unavailable" }
-                }
+                let told = try await Faults.problem(
+                    "unavailable", on: b, after: "the only holder is gone", within: Bounds.online)
+                Faults.expect(
+                    told, says: "1 content is on no disk that is online",
+                    "Start the disks that `delugefs whereis` names")
             }
         }
 

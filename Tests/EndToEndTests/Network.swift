@@ -52,6 +52,17 @@ final class Network: Sendable {
             "-n", switchName, "link", "set", "port\(host.number)", isConnected ? "up" : "down")
     }
 
+    /// `tc WORDS dev PORT ...` where the host's cable is plugged in.
+    @discardableResult
+    fileprivate func atPort(
+        of host: Host, _ words: String..., then place: [String]
+    ) async throws -> Outcome {
+        try await Shell.run(
+            ["ip", "netns", "exec", switchName, "tc"] + words
+                + ["dev", "port\(host.number)"] + place
+        ).succeeded()
+    }
+
     fileprivate func ip(_ arguments: String...) async throws {
         try await Shell.run(["ip"] + arguments).succeeded()
     }
@@ -85,6 +96,49 @@ final class Host: Sendable {
     func unthrottle() async throws {
         try await network.ip(
             "netns", "exec", namespace, "tc", "qdisc", "del", "dev", "eth0", "root")
+    }
+
+    enum Way: String, CaseIterable, Sendable {
+        /// Seen from the switch.
+        case sent = "ingress"
+        case received = "egress"
+    }
+
+    /// From now on the cable loses so much, as a part of all, of what this host sends or is sent.
+    func lose(_ part: Double, _ ways: [Way] = Way.allCases) async throws {
+        // A program for the kernel: draw a number, drop the packet (2) below the limit.
+        let limit = UInt32(part * Double(UInt32.max))
+        let program = "4,32 0 0 4294963256,53 0 1 \(limit),6 0 0 0,6 0 0 2"
+        try await network.atPort(of: self, "qdisc", "add", then: ["clsact"])
+        for way in ways {
+            try await network.atPort(
+                of: self, "filter", "add",
+                then: [way.rawValue, "bpf", "da", "bytecode", program])
+        }
+    }
+
+    /// - Returns: how many packets were lost.
+    @discardableResult
+    func loseNothing() async throws -> Int {
+        let counts = try await network.atPort(of: self, "-s", "qdisc", "show", then: ["clsact"])
+            .output
+        try await network.atPort(of: self, "qdisc", "del", then: ["clsact"])
+        let lost = counts.split(separator: "dropped ").dropFirst().first
+        return lost.flatMap { Int($0.prefix(while: \.isNumber)) } ?? 0
+    }
+
+    /// What this host sends from that port goes at one byte a second.
+    func crawl(fromPort port: Int) async throws {
+        let tc = ["netns", "exec", namespace, "tc"]
+        let device = ["dev", "eth0"]
+        for line in [
+            ["qdisc", "replace"] + device + ["root", "handle", "1:", "htb"],
+            ["class", "add"] + device
+                + ["parent", "1:", "classid", "1:9", "htb", "rate", "8bit", "ceil", "8bit"],
+            ["filter", "add"] + device
+                + ["parent", "1:", "protocol", "ip", "u32", "match", "ip", "sport", "\(port)"]
+                + ["0xffff", "flowid", "1:9"],
+        ] { try await Shell.run(["ip"] + tc + line).succeeded() }
     }
 
     /// Bytes that came in over `eth0` so far.

@@ -18,6 +18,7 @@ extension EndToEnd {
             guard outcome.status == status else {
                 throw Failure("\(what): \(outcome.report)")
             }
+            Faults.tell("\(what), refused", outcome.errors)
             for word in words where !outcome.errors.contains(word) {
                 throw Failure("\(what): no '\(word)' in: \(outcome.errors)")
             }
@@ -181,7 +182,7 @@ extension EndToEnd {
                 for host in [one, two] {
                     let copy = try Self.fresh("copy-\(host.number)", host, volume: a.volume)
                     try await host.sh("cp -a \"$1\" \"$2\"", a.root, copy.root).succeeded()
-                    try await Self.refuse(copy, says: "copy", writes: true)
+                    try await Self.refuse(copy, says: "copy", "empty root", writes: true)
                 }
                 #expect(try await a.sh("echo fine >f; cat f").output == "fine\n")
 

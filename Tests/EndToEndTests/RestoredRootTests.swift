@@ -40,7 +40,8 @@ extension EndToEnd {
                         try await node.sh("ls; ls e; cat e/small apart").output
                             == "apart\ne\nthree\nnew\nsmall\ntwo\n2\napart\n")
                 }
-                #expect(FileBytes.text(b.log).contains("it was begun anew"))
+                try await Faults.logged(
+                    "it was begun anew", on: b, after: "a root from an old backup")
                 try await a.waitReplicated()
                 try await b.waitReplicated()
                 for path in ["three", "e/two", "e/new"] {

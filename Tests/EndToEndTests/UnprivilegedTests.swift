@@ -5,19 +5,19 @@ extension EndToEnd {
     @Suite("Without root", .serialized, .timeLimit(.minutes(5)))
     struct Unprivileged {
         // Users that every Debian has: fusermount3 looks its caller up.
-        private static let nobody = Account(uid: 65534, gid: 65534)
+        static let nobody = Account(uid: 65534, gid: 65534)
         private static let games = Account(uid: 5, gid: 60)
         private static let backup = Account(uid: 34, gid: 34)
 
         /// Machines where everybody may mount, as most have it.
-        private static func openFuse(_ host: Host, mode: String = "0666") async throws {
+        static func openFuse(_ host: Host, mode: String = "0666") async throws {
             let node = "\(host.network.workshop.directory)/fuse-\(host.number)"
             try await host.separateMounts(
                 "mknod -m \(mode) \(node) c 10 229; chmod \(mode) \(node); mount --bind \(node) /dev/fuse"
             )
         }
 
-        private static func requireReadable(_ host: Host) async throws {
+        static func requireReadable(_ host: Host) async throws {
             let version = try await host.run([Machine.binary, "--version"], as: nobody)
             guard version.isSuccess else {
                 throw Failure(
