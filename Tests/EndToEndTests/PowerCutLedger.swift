@@ -119,11 +119,18 @@ final class PowerCutLedger: Sendable {
                 if bytes == nil, state.content == nil { return true }
                 continue
             }
-            guard let difference = content.difference(bytes, pool) else { return true }
+            guard content.difference(bytes, pool) != nil else { return true }
             let isSafe = state.acknowledged.map { $0 < cut.begin } ?? false
-            if state.isInPlace, !isSafe, difference == bytes.count { return true }
+            if state.isInPlace, !isSafe, isUnfinished(bytes, content) { return true }
         }
         return false
+    }
+
+    /// A part of it, and zeros where the disk knows the length already and not the bytes yet, as it
+    /// may of any file that was not synced.
+    private func isUnfinished(_ bytes: [UInt8], _ content: DrawnContent) -> Bool {
+        bytes.count <= content.count
+            && zip(bytes, content.bytes(pool)).allSatisfy { $0 == $1 || $0 == 0 }
     }
 
     private static func story(
