@@ -10,19 +10,18 @@
 
 namespace lt = libtorrent;
 
+using ctorrent::explain;
+using ctorrent::listen_failure;
 using ctorrent::token_of;
+using ctorrent::wait_for_port;
 
-namespace {
-
-void explain(char* message, size_t message_bytes, char const* text) {
+void ctorrent::explain(char* message, size_t message_bytes, char const* text) {
     if (message != nullptr && message_bytes > 0)
         std::snprintf(message, message_bytes, "%s", text);
 }
 
-constexpr int any_port_attempts_max = 5;
-
-/// Waits for the listening socket: opening happens on the network thread.
-std::uint16_t wait_for_port(lt::session& session, bool tls) {
+/// Opening happens on the network thread.
+std::uint16_t ctorrent::wait_for_port(lt::session& session, bool tls) {
     for (int attempt = 0; attempt < 200; ++attempt) {
         if (session.is_listening())
             if (auto const port = tls ? session.ssl_listen_port() : session.listen_port())
@@ -32,14 +31,17 @@ std::uint16_t wait_for_port(lt::session& session, bool tls) {
     return 0;
 }
 
-/// The text of a failed bind, from the alerts of a session that did not come up.
-std::string listen_failure(lt::session& session) {
+std::string ctorrent::listen_failure(lt::session& session) {
     std::vector<lt::alert*> alerts;
     session.pop_alerts(&alerts);
     for (auto* alert : alerts)
         if (auto* failed = lt::alert_cast<lt::listen_failed_alert>(alert)) return failed->message();
     return "the port did not open";
 }
+
+namespace {
+
+constexpr int any_port_attempts_max = 5;
 
 /// Runs `body` on the session unless it is stopped; exceptions become results.
 template <typename Body>

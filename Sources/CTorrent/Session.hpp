@@ -28,6 +28,7 @@
 #include <libtorrent/version.hpp>
 #pragma clang diagnostic pop
 
+#include <array>
 #include <atomic>
 #include <memory>
 #include <mutex>
@@ -50,6 +51,31 @@ namespace lt = libtorrent;
 /// libtorrent binds a UDP socket beside every TCP listener, whether uTP is on or not. Connects it
 /// to a port of its own address at which nobody is: from then on no datagram reaches it.
 void silence_udp(std::uint16_t port);
+
+/// Who a UDP socket takes packets from.
+struct Senders {
+    using IPv6 = std::array<std::uint32_t, 4>;
+    std::vector<std::uint32_t> v4;  // in the machine's order, as the filter loads them
+    std::vector<IPv6> v6;
+
+    void add(std::string const& address);
+};
+
+/// Ends the listening of the TCP sockets on a port: libtorrent has one beside each UDP socket.
+void shut_listeners(std::uint16_t port);
+
+/// From now on the kernel drops what others send to the UDP sockets on a port. Where it takes no
+/// filter as long, the first senders count. False: a socket has no filter.
+bool admit_only(std::uint16_t port, Senders const& senders);
+
+/// Writes `text`, cut off, if there is room at all.
+void explain(char* message, size_t message_bytes, char const* text);
+/// Waits for the listening socket; 0: it did not open.
+std::uint16_t wait_for_port(lt::session& session, bool tls);
+/// The text of a failed bind, from the alerts of a session that did not come up.
+std::string listen_failure(lt::session& session);
+/// As libtorrent reads it; IPv6 without brackets.
+std::string listen_interface(std::string const& address, std::string const& port);
 
 /// Payload bytes of one torrent since it was added.
 struct Traffic {

@@ -10,12 +10,12 @@ namespace {
 void set_network(lt::settings_pack& pack, ctorrent_options const& options) {
     using s = lt::settings_pack;
     std::string const address = options.listen_address;
-    bool const v6 = address.find(':') != std::string::npos;
-    std::string const suffix = ":" + std::to_string(options.port) + (options.tls ? "s" : "");
+    std::string const port = std::to_string(options.port) + (options.tls ? "s" : "");
     // libtorrent's IPv6 sockets take no IPv4: every address is two.
     pack.set_str(s::listen_interfaces,
-                 address == "::" ? "0.0.0.0" + suffix + ",[::]" + suffix
-                                 : (v6 ? "[" + address + "]" : address) + suffix);
+                 address == "::"
+                     ? listen_interface("0.0.0.0", port) + "," + listen_interface("::", port)
+                     : listen_interface(address, port));
     pack.set_bool(s::listen_system_port_fallback, false);
     pack.set_int(s::max_retry_port_bind, 0);
     pack.set_int(s::listen_queue_size, 3000);
@@ -108,6 +108,11 @@ void set_disk(lt::settings_pack& pack, ctorrent_options const& options) {
 }
 
 }  // namespace
+
+std::string listen_interface(std::string const& address, std::string const& port) {
+    bool const v6 = address.find(':') != std::string::npos;
+    return (v6 ? "[" + address + "]" : address) + ":" + port;
+}
 
 lt::settings_pack make_settings(ctorrent_options const& options) {
     lt::settings_pack pack;

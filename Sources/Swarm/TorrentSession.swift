@@ -76,7 +76,7 @@ final class TorrentSession: @unchecked Sendable {
 
     /// Runs a call that explains its failure; throws the explanation.
     @discardableResult
-    private static func explained(
+    static func explained(
         _ call: (UnsafeMutablePointer<CChar>, Int) -> ctorrent_result
     ) throws -> String {
         var message = [CChar](repeating: 0, count: 256)

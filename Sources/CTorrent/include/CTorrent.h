@@ -155,6 +155,56 @@ ctorrent_result ctorrent_traffic(ctorrent_session *session, uint64_t token,
 ctorrent_result ctorrent_sha256(const uint8_t *inputs, size_t stride, size_t count,
                                 uint8_t *digests);
 
+// A DHT among the nodes of one volume: a session of its own without torrents, because one that
+// listens for TLS only has none. Keys are 20 bytes.
+
+typedef struct ctorrent_dht ctorrent_dht;
+
+typedef struct ctorrent_dht_options {
+    /// Numeric addresses, IPv6 without brackets. NUL-terminated.
+    const char *const *listen_addresses;
+    size_t listen_address_count;
+    /// UDP; must be free for TCP, too. 0 takes a free port, for one address.
+    uint16_t port;
+    /// Beyond, queries stay unanswered for a while.
+    int32_t upload_bytes_per_second;
+    /// Kept for others, and places kept of each.
+    int32_t keys_max;
+    int32_t peers_per_key_max;
+    /// From one address; beyond, packets are dropped.
+    int32_t packets_per_second_max;
+} ctorrent_dht_options;
+
+/// Starts the session and its threads; nobody is admitted yet. Blocks until the port is open.
+ctorrent_result ctorrent_dht_create(const ctorrent_dht_options *options, ctorrent_dht **dht,
+                                    char *message, size_t message_bytes);
+/// Blocks; at most once. No other call may be running or follow ctorrent_dht_free.
+void ctorrent_dht_stop(ctorrent_dht *dht);
+void ctorrent_dht_free(ctorrent_dht *dht);
+uint16_t ctorrent_dht_port(const ctorrent_dht *dht);
+/// An eventfd that becomes readable when there is something to drain. Owned by the session.
+int ctorrent_dht_event_descriptor(const ctorrent_dht *dht);
+void ctorrent_dht_wake(const ctorrent_dht *dht);
+
+/// Listens on these addresses from now on, on the same port.
+ctorrent_result ctorrent_dht_listen(ctorrent_dht *dht, const char *const *addresses, size_t count);
+/// From now on the kernel drops all packets but those from these addresses, the most important ones
+/// first. CTORRENT_FAILED: a socket has no filter, and the session is to be stopped.
+ctorrent_result ctorrent_dht_admit(ctorrent_dht *dht, const char *const *addresses, size_t count);
+/// Asks a node to take part in the table; nothing tells whether it answers.
+ctorrent_result ctorrent_dht_add_node(ctorrent_dht *dht, const char *address, uint16_t port);
+/// Leaves this address with `port` under a key; it is forgotten after some 45 minutes.
+ctorrent_result ctorrent_dht_announce(ctorrent_dht *dht, const uint8_t *key, uint16_t port);
+/// Asks for what others left under a key. Answers are drained; nothing tells that there are no more.
+ctorrent_result ctorrent_dht_look_up(ctorrent_dht *dht, const uint8_t *key);
+
+typedef void (*ctorrent_dht_body)(void *context, const uint8_t *key, const char *address,
+                                  uint16_t port);
+
+/// Calls `body` for every place found, on the calling thread. One thread at a time.
+/// CTORRENT_FAILED: as of ctorrent_dht_admit.
+ctorrent_result ctorrent_dht_drain(ctorrent_dht *dht, ctorrent_dht_body body, void *context);
+
 // GNU extensions that Swift's Glibc module leaves out.
 
 /// Frees a file's blocks, which then read as zeros; its length stays.

@@ -1,0 +1,236 @@
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#include <algorithm>
+
+#include "Session.hpp"
+
+#pragma clang diagnostic push
+#pragma clang diagnostic ignored "-Weverything"
+#include <libtorrent/alert_types.hpp>
+#include <libtorrent/disabled_disk_io.hpp>
+#pragma clang diagnostic pop
+
+namespace lt = libtorrent;
+
+struct ctorrent_dht {
+    /// Shared while a call uses `session`, exclusive to take it away.
+    std::shared_mutex lock;
+    std::unique_ptr<lt::session> session;
+    /// Guards `senders` together with the filters that are made of it.
+    std::mutex filtering;
+    ctorrent::Senders senders;
+    std::vector<lt::alert*> alerts;  // the draining thread's own
+    std::uint16_t port = 0;
+    int event_descriptor = -1;
+
+    ~ctorrent_dht() {
+        if (event_descriptor >= 0) ::close(event_descriptor);
+    }
+};
+
+namespace {
+
+using ctorrent::explain;
+
+std::string interfaces(char const* const* addresses, size_t count, std::uint16_t port) {
+    std::string list;
+    for (size_t i = 0; i < count; ++i)
+        list += (list.empty() ? "" : ",")
+                + ctorrent::listen_interface(addresses[i], std::to_string(port));
+    return list;
+}
+
+/// A DHT among nodes that know each other, in private networks too, several on one address; and
+/// nothing else. Not yet enabled.
+lt::settings_pack make_dht_settings(ctorrent_dht_options const& options) {
+    using s = lt::settings_pack;
+    lt::settings_pack pack;
+    pack.set_str(s::listen_interfaces,
+                 interfaces(options.listen_addresses, options.listen_address_count, options.port));
+    pack.set_bool(s::listen_system_port_fallback, false);
+    pack.set_int(s::max_retry_port_bind, 0);
+    for (int const discovery : {s::enable_dht, s::enable_lsd, s::enable_upnp, s::enable_natpmp,
+                                s::enable_ip_notifier, s::enable_outgoing_utp,
+                                s::enable_incoming_utp, s::enable_outgoing_tcp})
+        pack.set_bool(discovery, false);
+    pack.set_str(s::dht_bootstrap_nodes, "");
+    for (int const suspicion :
+         {s::dht_restrict_routing_ips, s::dht_restrict_search_ips, s::dht_enforce_node_id,
+          s::dht_prefer_verified_node_ids, s::dht_ignore_dark_internet})
+        pack.set_bool(suspicion, false);
+    pack.set_int(s::dht_upload_rate_limit, options.upload_bytes_per_second);
+    pack.set_int(s::dht_max_torrents, options.keys_max);
+    pack.set_int(s::dht_max_peers, options.peers_per_key_max);
+    pack.set_int(s::dht_max_dht_items, 0);
+    // Of one address, which several nodes may have: members are no attackers.
+    pack.set_int(s::dht_block_ratelimit, options.packets_per_second_max);
+    // The default, 20, is for nodes that come back by themselves.
+    pack.set_int(s::dht_max_fail_count, 3);
+    pack.set_int(s::connections_limit, 2);
+    pack.set_int(s::alert_mask,
+                 int(std::uint32_t(lt::alert_category::status | lt::alert_category::error
+                                   | lt::alert_category::dht_operation)));
+    return pack;
+}
+
+/// Runs `body` on the session unless it is stopped; exceptions become results.
+template <typename Body>
+ctorrent_result with_dht(ctorrent_dht* dht, Body body) {
+    try {
+        std::shared_lock guard(dht->lock);
+        if (!dht->session) return CTORRENT_STOPPED;
+        return body(*dht->session);
+    } catch (...) {
+        return CTORRENT_FAILED;
+    }
+}
+
+/// TCP is shut and UDP filtered on whatever sockets there are now.
+bool secure(ctorrent_dht& dht) {
+    std::lock_guard guard(dht.filtering);
+    ctorrent::shut_listeners(dht.port);
+    return ctorrent::admit_only(dht.port, dht.senders);
+}
+
+lt::sha1_hash hash_of(std::uint8_t const* key) {
+    return lt::sha1_hash(reinterpret_cast<char const*>(key));
+}
+
+}  // namespace
+
+ctorrent_result ctorrent_dht_create(ctorrent_dht_options const* options, ctorrent_dht** dht,
+                                    char* message, size_t message_bytes) {
+    try {
+        auto created = std::make_unique<ctorrent_dht>();
+        created->event_descriptor = ::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+        if (created->event_descriptor < 0) {
+            explain(message, message_bytes, "no descriptor for events");
+            return CTORRENT_FAILED;
+        }
+        lt::session_params parameters(make_dht_settings(*options),
+                                      std::vector<std::shared_ptr<lt::plugin>>{});
+        parameters.disk_io_constructor = lt::disabled_disk_io_constructor;
+        created->session = std::make_unique<lt::session>(std::move(parameters));
+        created->port = ctorrent::wait_for_port(*created->session, false);
+        if (created->port == 0) {
+            explain(message, message_bytes, ctorrent::listen_failure(*created->session).c_str());
+            return CTORRENT_FAILED;
+        }
+        // Before the first packet can be answered: the DHT has no filter of its own, and
+        // libtorrent's is for peers only.
+        if (!secure(*created)) {
+            explain(message, message_bytes, "the kernel takes no packet filter");
+            return CTORRENT_FAILED;
+        }
+        lt::settings_pack enabling;
+        enabling.set_bool(lt::settings_pack::enable_dht, true);
+        created->session->apply_settings(std::move(enabling));
+        created->session->set_alert_notify([waking = created.get()] { ctorrent_dht_wake(waking); });
+        *dht = created.release();
+        return CTORRENT_OK;
+    } catch (std::exception const& error) {
+        explain(message, message_bytes, error.what());
+    } catch (...) {
+        explain(message, message_bytes, "unknown exception");
+    }
+    return CTORRENT_FAILED;
+}
+
+void ctorrent_dht_stop(ctorrent_dht* dht) {
+    try {
+        std::unique_ptr<lt::session> stopping;
+        {
+            std::unique_lock guard(dht->lock);
+            stopping = std::move(dht->session);
+        }
+        // 2.0.8 may call the notification while it is being destroyed.
+        if (stopping) stopping->set_alert_notify({});
+    } catch (...) {
+        // Nothing can be done about a shutdown that fails; the session is gone either way.
+    }
+}
+
+void ctorrent_dht_free(ctorrent_dht* dht) { delete dht; }
+
+uint16_t ctorrent_dht_port(ctorrent_dht const* dht) { return dht->port; }
+
+int ctorrent_dht_event_descriptor(ctorrent_dht const* dht) { return dht->event_descriptor; }
+
+void ctorrent_dht_wake(ctorrent_dht const* dht) {
+    std::uint64_t const one = 1;
+    if (::write(dht->event_descriptor, &one, sizeof one) < 0) {
+        // Full means that the drainer is awake already.
+    }
+}
+
+ctorrent_result ctorrent_dht_listen(ctorrent_dht* dht, char const* const* addresses,
+                                    size_t count) {
+    return with_dht(dht, [&](lt::session& session) {
+        lt::settings_pack pack;
+        pack.set_str(lt::settings_pack::listen_interfaces, interfaces(addresses, count, dht->port));
+        session.apply_settings(std::move(pack));
+        return CTORRENT_OK;
+    });
+}
+
+ctorrent_result ctorrent_dht_admit(ctorrent_dht* dht, char const* const* addresses, size_t count) {
+    return with_dht(dht, [&](lt::session&) {
+        ctorrent::Senders senders;
+        for (size_t i = 0; i < count; ++i) senders.add(addresses[i]);
+        {
+            std::lock_guard guard(dht->filtering);
+            dht->senders = std::move(senders);
+        }
+        return secure(*dht) ? CTORRENT_OK : CTORRENT_FAILED;
+    });
+}
+
+ctorrent_result ctorrent_dht_add_node(ctorrent_dht* dht, char const* address, uint16_t port) {
+    return with_dht(dht, [&](lt::session& session) {
+        session.add_dht_node({address, port});
+        return CTORRENT_OK;
+    });
+}
+
+ctorrent_result ctorrent_dht_announce(ctorrent_dht* dht, uint8_t const* key, uint16_t port) {
+    return with_dht(dht, [&](lt::session& session) {
+        session.dht_announce(hash_of(key), port);
+        return CTORRENT_OK;
+    });
+}
+
+ctorrent_result ctorrent_dht_look_up(ctorrent_dht* dht, uint8_t const* key) {
+    return with_dht(dht, [&](lt::session& session) {
+        session.dht_get_peers(hash_of(key));
+        return CTORRENT_OK;
+    });
+}
+
+ctorrent_result ctorrent_dht_drain(ctorrent_dht* dht, ctorrent_dht_body body, void* context) {
+    std::uint64_t count;
+    if (::read(dht->event_descriptor, &count, sizeof count) < 0) {
+        // Nothing was announced; alerts may be there all the same.
+    }
+    // Pointers stay valid until the next pop, which only this thread does.
+    auto const result = with_dht(dht, [&](lt::session& session) {
+        session.pop_alerts(&dht->alerts);
+        return CTORRENT_OK;
+    });
+    if (result != CTORRENT_OK) return result;
+    try {
+        bool opened = false;
+        for (auto* alert : dht->alerts) {
+            if (lt::alert_cast<lt::listen_succeeded_alert>(alert) != nullptr) opened = true;
+            auto const* reply = lt::alert_cast<lt::dht_get_peers_reply_alert>(alert);
+            if (reply == nullptr) continue;
+            auto const* key = reinterpret_cast<std::uint8_t const*>(reply->info_hash.data());
+            for (auto const& peer : reply->peers())
+                body(context, key, peer.address().to_string().c_str(), peer.port());
+        }
+        if (opened && !secure(*dht)) return CTORRENT_FAILED;
+        return CTORRENT_OK;
+    } catch (...) {
+        return CTORRENT_FAILED;
+    }
+}
