@@ -186,12 +186,6 @@ extension Catalog {
     }
 }
 
-extension Reader {
-    func lastContentNumber() throws(Errno) -> Int64 {
-        try connection.first("SELECT max(number) FROM content") { row in row.int64(0) } ?? 0
-    }
-}
-
 /// One run of `apply` inside one operation.
 ///
 /// Nothing here marks anything dirty: the rows become what a commit says. What is dirty and touched by

@@ -308,6 +308,28 @@ extension Reader {
             ?? LocalContent.Total()
     }
 
+    /// The greatest number that content has; 0: there is none.
+    public func lastContentNumber() throws(Errno) -> Int64 {
+        try connection.first("SELECT max(number) FROM content") { row in row.int64(0) } ?? 0
+    }
+
+    /// Of the contents with these numbers, those that are stored here and of which at most so many
+    /// nodes are known to have all.
+    public func stored(in numbers: Range<Int64>, holdersMax: Int) throws(Errno) -> [Extent] {
+        // By the number, not by the index of what is here: that one is in another order.
+        try connection.all(
+            """
+            SELECT c.root, c.length FROM content c
+            WHERE c.number >= ?1 AND c.number < ?2 AND +c.state = 3
+            AND (SELECT count(*) FROM holder h WHERE h.content = c.number AND h.state IN (1, 2)) <= ?3
+            ORDER BY c.number
+            """, numbers.lowerBound, numbers.upperBound, holdersMax
+        ) { row throws(Errno) in
+            guard let root = ContentRoot(bytes: row.bytes(0)) else { throw .ioError }
+            return Extent(root: root, length: row.uint64(1))
+        }
+    }
+
     // MARK: - Logs
 
     /// The last entry of a node's newest epoch; nil: nothing is known of it.

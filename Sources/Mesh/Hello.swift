@@ -48,6 +48,10 @@ public struct Hello: Hashable, Sendable {
     public var version: String
     /// Where libtorrent listens; 0: nowhere.
     public var bulkPort: Int
+    /// UDP, of the private DHT; 0: it takes no part in it.
+    public var dhtPort: Int
+    /// Numeric, where it was reached by an address that only its own link has.
+    public var dhtAddresses: [String]
     /// The commit of this node's own branch.
     public var head: ObjectID?
     /// Heads whose packs it can give.
@@ -59,7 +63,9 @@ public struct Hello: Hashable, Sendable {
     public var holderLogs: [HolderLogHead]
 
     public init(
-        name: String, machine: String, version: String, bulkPort: Int = 0, head: ObjectID? = nil,
+        name: String, machine: String, version: String, bulkPort: Int = 0, dhtPort: Int = 0,
+        dhtAddresses: [String] = [],
+        head: ObjectID? = nil,
         announced: [ObjectID] = [], freeBytes: UInt64 = 0, capacityBytes: UInt64 = 0,
         historyBytes: UInt64 = 0, holderLogs: [HolderLogHead] = []
     ) {
@@ -67,6 +73,8 @@ public struct Hello: Hashable, Sendable {
         self.machine = machine
         self.version = version
         self.bulkPort = bulkPort
+        self.dhtPort = dhtPort
+        self.dhtAddresses = dhtAddresses
         self.head = head
         self.announced = announced
         self.freeBytes = freeBytes
@@ -87,6 +95,8 @@ extension Hello {
     static let announcedMax = 256
     static let holderLogsMax = 4096
     static let hashBytesMax = 64
+    static let dhtAddressesMax = 8
+    static let addressBytesMax = 45
     static let neighboursMax = 64
     /// More than any disk has, and the sum over all peers does not overflow.
     static let diskBytesMax: UInt64 = 1 << 55
@@ -127,6 +137,9 @@ extension Hello {
         var version: String
         var apiPort: Int
         var bulkPort: Int
+        /// Absent in what earlier versions send.
+        var dhtPort: Int?
+        var dhtAddresses: [String]?
         var head: String?
         var announced: [String]
         var freeBytes: UInt64
@@ -141,7 +154,8 @@ extension Hello {
         let wire = Wire(
             format: format, rules: rules, volume: volume, node: node.description,
             instance: instance, sequence: sequence, name: name, machine: machine, version: version,
-            apiPort: apiPort, bulkPort: bulkPort, head: head?.description,
+            apiPort: apiPort, bulkPort: bulkPort, dhtPort: dhtPort,
+            dhtAddresses: dhtAddresses, head: head?.description,
             announced: announced.prefix(Self.announcedMax).map(\.description),
             freeBytes: freeBytes, capacityBytes: capacityBytes, historyBytes: historyBytes,
             holderLogs: holderLogs.prefix(Self.holderLogsMax).map {
@@ -182,8 +196,10 @@ extension Hello {
             throw .invalid("a name that is none")
         }
         guard let node = NodeID(hex: wire.node), (1...65_535).contains(wire.apiPort),
-            (0...65_535).contains(wire.bulkPort),
+            (0...65_535).contains(wire.bulkPort), (0...65_535).contains(wire.dhtPort ?? 0),
             max(wire.freeBytes, wire.capacityBytes, wire.historyBytes ?? 0) <= Self.diskBytesMax,
+            wire.dhtAddresses?.count ?? 0 <= Self.dhtAddressesMax,
+            wire.dhtAddresses?.allSatisfy({ $0.utf8.count <= Self.addressBytesMax }) ?? true,
             wire.announced.count <= Self.announcedMax,
             wire.holderLogs.count <= Self.holderLogsMax,
             wire.neighbours.count <= Self.neighboursMax
@@ -191,7 +207,9 @@ extension Hello {
         self.init(
             name: wire.name, machine: wire.machine,
             version: String(PeerError.printable(wire.version.utf8).prefix(64)),
-            bulkPort: wire.bulkPort, freeBytes: wire.freeBytes, capacityBytes: wire.capacityBytes,
+            bulkPort: wire.bulkPort, dhtPort: wire.dhtPort ?? 0,
+            dhtAddresses: wire.dhtAddresses ?? [], freeBytes: wire.freeBytes,
+            capacityBytes: wire.capacityBytes,
             historyBytes: wire.historyBytes ?? 0)
         volume = wire.volume
         self.node = node

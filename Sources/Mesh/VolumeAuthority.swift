@@ -1,7 +1,7 @@
 import Crypto
 import FoundationEssentials
 import SwiftASN1
-import Volume
+public import Volume
 import X509
 
 /// The certificate authority that every node derives from the volume key by itself.
@@ -18,6 +18,7 @@ public struct VolumeAuthority: Sendable {
     public let ca16: String
     /// 32 bytes that make info-hashes meaningless to those who have not the key.
     public let infoSalt: [UInt8]
+    private let dhtKey: [UInt8]
 
     let signingKey: Curve25519.Signing.PrivateKey
     let name: DistinguishedName
@@ -27,6 +28,7 @@ public struct VolumeAuthority: Sendable {
         let seed = Self.derive(from: key, info: "delugefs v1 ca ed25519")
         signingKey = try Curve25519.Signing.PrivateKey(rawRepresentation: seed)
         infoSalt = Self.derive(from: key, info: "delugefs v1 info")
+        dhtKey = Self.derive(from: key, info: "delugefs v1 dht")
         name = DistinguishedName([
             RelativeDistinguishedName([
                 RelativeDistinguishedName.Attribute(
@@ -49,6 +51,13 @@ public struct VolumeAuthority: Sendable {
         certificateDER = try certificate.derBytes()
         certificatePEM = PEM.encode(certificateDER, label: "CERTIFICATE")
         ca16 = Self.shortName(of: certificateDER)
+    }
+
+    /// Under what content is found in the volume's private DHT: means nothing to strangers.
+    public func dhtKey(of root: ContentRoot) -> [UInt8] {
+        let code = HMAC<SHA256>.authenticationCode(
+            for: root.bytes, using: SymmetricKey(data: dhtKey))
+        return Array(code.prefix(20))  // bytes: what a DHT's keys have
     }
 
     /// The `ca16` of any authority's certificate.

@@ -15,6 +15,25 @@ enum BulkAddress {
         return withUnsafeBytes(of: address) { !($0[0] == 0xFE && $0[1] & 0xC0 == 0x80) }
     }
 
+    /// A numeric address as all parts of the program spell it; nil for a name and for a link-local
+    /// address.
+    static func canonical(_ host: String) -> String? {
+        guard isDialable(host) else { return nil }
+        var bytes = in6_addr()
+        var text = [CChar](repeating: 0, count: Int(INET6_ADDRSTRLEN))
+        for family in [AF_INET, AF_INET6] where inet_pton(family, host, &bytes) == 1 {
+            guard inet_ntop(family, &bytes, &text, socklen_t(text.count)) != nil else { return nil }
+            return String(
+                decoding: text.prefix { $0 != 0 }.map { UInt8(bitPattern: $0) }, as: UTF8.self)
+        }
+        return nil
+    }
+
+    /// - Parameter address: in its canonical form.
+    static func isLoopback(_ address: String) -> Bool {
+        address.hasPrefix("127.") || address == "::1"
+    }
+
     /// Numeric addresses of this host that others can dial, IPv4 first.
     static func own() -> [String] {
         var list: UnsafeMutablePointer<ifaddrs>?

@@ -4,6 +4,9 @@ public import Volume
 public struct Configuration: Sendable {
     public enum Transport: String, Sendable { case tls, plain }
 
+    /// A way to find who has content: the holder logs, asking all peers, the private DHT.
+    public enum Way: String, Sendable, CaseIterable { case logs, ask, dht }
+
     /// The volume's id.
     public var volume: String
     /// The directory on the disk that this node is.
@@ -28,6 +31,8 @@ public struct Configuration: Sendable {
     /// At most so much of the disk is read by a scrub that begins by itself; 0: none does.
     public var scrubBytesPerSecond: UInt64 = 20 << 20
     public var transport = Transport.tls
+    /// All of them, but for tests of one.
+    public var ways = Set(Way.allCases)
     public var passthrough = true
     public var allowOther = false
     public var honourSetID = false

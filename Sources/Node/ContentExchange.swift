@@ -30,6 +30,7 @@ final class ContentExchange: RemoteContent, Sendable {
     let store: Store
     let swarm: Swarm
     let mesh: Mesh
+    let finder: Finder
     let logger: Logger
     /// Called when an extent became an object here, or (`absent`) turned out to be none any more.
     let arrived: @Sendable (Extent, ContentState) -> Void
@@ -47,7 +48,8 @@ final class ContentExchange: RemoteContent, Sendable {
     private let fetches = Mutex<[Extent: Fetch]>([:])
 
     init(
-        catalog: Catalog, store: Store, swarm: Swarm, mesh: Mesh, logger: Logger,
+        catalog: Catalog, store: Store, swarm: Swarm, mesh: Mesh, finder: Finder,
+        logger: Logger,
         arrived: @escaping @Sendable (Extent, ContentState) -> Void,
         gaveUp: @escaping @Sendable (Extent) -> Void,
         unreadable: @escaping @Sendable (Extent, Unreadable?) -> Void
@@ -57,6 +59,7 @@ final class ContentExchange: RemoteContent, Sendable {
         intake = ObjectIntake(store: store)
         self.swarm = swarm
         self.mesh = mesh
+        self.finder = finder
         self.logger = logger
         self.arrived = arrived
         self.gaveUp = gaveUp
@@ -72,7 +75,9 @@ final class ContentExchange: RemoteContent, Sendable {
         Task {
             let known = await logged(extent)
             if known.contains(where: { $0.state != .cloning }) { return body(true) }
-            body(await !ask(mesh.peers.filter(\.isOnline), for: extent).isEmpty)
+            let asked = await ask(mesh.peers.filter(\.isOnline), for: extent)
+            if !asked.isEmpty { return body(true) }
+            body(await !finder.holders(of: extent).isEmpty)
         }
     }
 
@@ -150,6 +155,7 @@ final class ContentExchange: RemoteContent, Sendable {
 
     /// What the holder logs say.
     private func logged(_ extent: Extent) async -> [Holder] {
+        guard finder.ways.contains(.logs) else { return [] }
         let known = try? await Blocking.run { [catalog] in
             try catalog.read { try $0.holders(of: extent.root) }
         }
@@ -165,10 +171,13 @@ final class ContentExchange: RemoteContent, Sendable {
         )
     }
 
-    /// Online nodes that have the extent, by the holder logs, else by asking; in random order.
+    /// Online nodes that have the extent, by the holder logs, else by asking, else by the DHT; in
+    /// random order.
     func sources(of extent: Extent) async -> [Peer] {
         let (named, others) = await holders(of: extent)
-        return (named.isEmpty ? await ask(others, for: extent) : named).shuffled()
+        if !named.isEmpty { return named.shuffled() }
+        let asked = await ask(others, for: extent)
+        return (asked.isEmpty ? await finder.holders(of: extent) : asked).shuffled()
     }
 
     /// Online nodes that are fetching the extent to store it. Of two such the one with the lower id
@@ -178,11 +187,14 @@ final class ContentExchange: RemoteContent, Sendable {
         return mesh.peers.filter { $0.isOnline && cloning.contains($0.node) }
     }
 
-    /// The first good offer of those that the holder logs name, else of those that say they have it.
+    /// The first good offer of those that the holder logs name, else of those that say they have it,
+    /// else of those that the DHT leads to.
     func offer(of extent: Extent) async -> Offer? {
         let (named, others) = await holders(of: extent)
         if let offer = await firstOffer(of: extent, among: named.shuffled()) { return offer }
-        return await firstOffer(of: extent, among: await ask(others, for: extent).shuffled())
+        let asked = await ask(others, for: extent).shuffled()
+        if let offer = await firstOffer(of: extent, among: asked) { return offer }
+        return await firstOffer(of: extent, among: await finder.holders(of: extent).shuffled())
     }
 
     private enum Turn {
@@ -228,7 +240,8 @@ final class ContentExchange: RemoteContent, Sendable {
     }
 
     private func ask(_ peers: [Peer], for extent: Extent) async -> [Peer] {
-        await withTaskGroup(of: Peer?.self) { group in
+        guard finder.ways.contains(.ask) else { return [] }
+        return await withTaskGroup(of: Peer?.self) { group in
             for peer in peers.prefix(Self.whoHasPeersMax) {
                 group.addTask {
                     let states = try? await self.whoHas([extent], peer.node)

@@ -30,7 +30,8 @@ extension Node {
         let heads = timeline.announced
         return Hello(
             name: file.name, machine: file.machine, version: Self.version,
-            bulkPort: Int(swarm.port), head: heads.first, announced: heads,
+            bulkPort: Int(swarm.port), dhtPort: finder.port,
+            dhtAddresses: finder.addresses, head: heads.first, announced: heads,
             freeBytes: free, capacityBytes: countedBytes,
             historyBytes: running.withLock { $0.historyBytes } / Self.helloFreeStep
                 * Self.helloFreeStep, holderLogs: holderLogs.vector)
@@ -77,6 +78,7 @@ extension Node {
         do {
             try holderLogs.note(extents, cloning: cloning) { [mesh] in mesh.pokeAll() }
         } catch { logger.error("holder log: \(error)") }
+        if !cloning { finder.noted(extents) }
         replicator.poke()
     }
 

@@ -44,6 +44,7 @@ public final class Node: Sendable {
     let mesh: Mesh
     let link: MeshLink
     let swarm: Swarm
+    let finder: Finder
     let exchange: ContentExchange
     let holderLogs: HolderLogs
     let timeline: Timeline
@@ -71,6 +72,7 @@ public final class Node: Sendable {
         var housekeeping: Task<Void, Never>?
         var collection: Task<Void, Never>?
         var repairs: Task<Void, Never>?
+        var finding: Task<Void, Never>?
         var state = "starting"
         /// What a start had to do, until the next one.
         var notices: [String: String] = [:]
@@ -214,10 +216,10 @@ public final class Node: Sendable {
             catalog: catalog, identity: identity, capacity: state.isDraining ? 0 : capacityBytes,
             logger: logger)
         holderLogs = logs
-        exchange = ContentExchange(
-            catalog: catalog, store: store, swarm: swarm, mesh: mesh, logger: logger,
-            arrived: { link.node?.arrived($0, $1) }, gaveUp: { link.node?.gaveUp($0) },
-            unreadable: { link.node?.unreadable($0, $1) })
+        finder = Finder(
+            configuration, copies: settings.copies, catalog: catalog, mesh: mesh,
+            authority: authority, logger: logger)
+        exchange = Node.exchange(catalog, store, swarm, mesh, finder, link, logger)
         scrubber = try Node.scrubber(exchange, configuration, link)
         collector = Collector(
             catalog: catalog, store: store, history: state.history, mesh: mesh, exchange: exchange,
@@ -273,6 +275,16 @@ public final class Node: Sendable {
             default: throw NodeError("\(root) cannot be used: \(error)")
             }
         }
+    }
+
+    private static func exchange(
+        _ catalog: Catalog, _ store: Store, _ swarm: Swarm, _ mesh: Mesh, _ finder: Finder,
+        _ link: MeshLink, _ logger: Logger
+    ) -> ContentExchange {
+        ContentExchange(
+            catalog: catalog, store: store, swarm: swarm, mesh: mesh, finder: finder,
+            logger: logger, arrived: { link.node?.arrived($0, $1) },
+            gaveUp: { link.node?.gaveUp($0) }, unreadable: { link.node?.unreadable($0, $1) })
     }
 
     private static func startSwarm(
@@ -339,6 +351,7 @@ public final class Node: Sendable {
             let collection = Task { [collector] in await collector.run() }
             scrubber.start()
             let repairs = Task { [scrubber] in await scrubber.repair() }
+            let finding = Task { [finder] in await finder.run() }
             let housekeeping = Task { [weak self] in await self?.keepHouse() ?? () }
             // At once: a failure from here on has to find and end them.
             running.withLock {
@@ -346,6 +359,7 @@ public final class Node: Sendable {
                 $0.housekeeping = housekeeping
                 $0.collection = collection
                 $0.repairs = repairs
+                $0.finding = finding
             }
             let control = try await ControlServer.start(
                 root: root, threads: threads, bodyLimit: { _, _ in 1 << 20 },
@@ -440,6 +454,7 @@ public final class Node: Sendable {
         parts.housekeeping?.cancel()
         parts.collection?.cancel()
         parts.repairs?.cancel()
+        parts.finding?.cancel()
         await scrubber.stop()
         if let mount = parts.mount {
             try? await Blocking.alone {
@@ -458,6 +473,7 @@ public final class Node: Sendable {
         await handOver()
         parts.discovery?.stop()
         await exchange.stop()
+        await finder.stop()
         await swarm.stop()
         await mesh.stop()
         await parts.control?.stop()

@@ -89,6 +89,19 @@ enum Arguments {
         return transport
     }
 
+    /// `none`, or some of them with commas between.
+    static func ways(_ text: String) throws -> Set<Configuration.Way> {
+        if text == "none" { return [] }
+        return Set(
+            try text.split(separator: ",", omittingEmptySubsequences: false).map { name in
+                guard let way = Configuration.Way(rawValue: String(name)) else {
+                    throw ValidationError(
+                        "'\(Terminal.visible(text))' must be logs, ask, dht or none")
+                }
+                return way
+            })
+    }
+
     static func seconds(_ text: String) throws -> Double {
         guard let seconds = Double(text), seconds >= 0, seconds <= 1e9 else {
             throw ValidationError("'\(Terminal.visible(text))' is no number of seconds")

@@ -144,6 +144,13 @@ struct Run: ParsableCommand {
         transform: Arguments.owner)
     var mapOwner: Owner?
 
+    @Option(
+        help: ArgumentHelp(
+            "Only these ways to find who has content, for tests: logs, ask, dht, or none.",
+            valueName: "ways", visibility: .hidden),
+        transform: Arguments.ways)
+    var findBy: Set<Configuration.Way>?
+
     @Flag(help: "Start a new, empty node at a root where another node was known.")
     var newNode = false
 
@@ -211,6 +218,7 @@ struct Run: ParsableCommand {
         if let scrubRate { result.scrubBytesPerSecond = scrubRate }
         if let grace { result.graceSeconds = grace }
         if let transport { result.transport = transport }
+        if let findBy { result.ways = findBy }
         result.passthrough = !noPassthrough
         result.allowOther = allowOther
         result.honourSetID = suidDev
