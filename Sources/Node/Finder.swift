@@ -23,7 +23,9 @@ final class Finder: Sendable {
     static let pagesMax = 500
     /// From a new member's invitation until it is told what few hold.
     static let settling = Duration.seconds(2)
-    /// Between invitations of all members: one may have been lost.
+    /// Invitations of a new member, one at each beat: it may not know this node yet, and drop the first.
+    static let firstInvitations = 5
+    /// Between later ones.
     static let reinvitation = Duration.seconds(60)
     /// Between attempts to start.
     static let startRetry = Duration.seconds(60)
@@ -33,7 +35,7 @@ final class Finder: Sendable {
     static let dialTime = Duration.seconds(3)
     static let dialPoll = Duration.milliseconds(100)
     /// What was found, or that nothing was, is not asked for again for so long.
-    static let rememberedTime = Duration.seconds(10)
+    static let rememberedTime = Duration.seconds(5)
     static let rememberedMax = 256
     /// Places that the log names.
     static let toldMax = 4
@@ -55,8 +57,9 @@ final class Finder: Sendable {
         var isStopped = false
         var nextStart = ContinuousClock.now
         var listening: [String] = []
-        var admitted: [String] = []
-        var invited: [NodeID: Member] = [:]
+        /// Nil: to be said again.
+        var admitted: Set<String>?
+        var invited: [NodeID: (member: Member, times: Int)] = [:]
         var nextInvitation = ContinuousClock.now
         /// Newest last.
         var fresh: [Extent] = []
@@ -252,8 +255,9 @@ final class Finder: Sendable {
             let table = try await started(on: addresses)
         else { return nil }
         let isMoved = state.withLock { state in
-            defer { state.listening = addresses }
-            return state.listening != addresses
+            guard state.listening != addresses else { return false }
+            (state.listening, state.admitted) = (addresses, nil)
+            return true
         }
         if isMoved { table.listen(on: addresses) }
         var members: [NodeID: Member] = [:]
@@ -276,25 +280,32 @@ final class Finder: Sendable {
 
     private func admit(_ addresses: [String], by table: DHT) throws {
         var seen: Set<String> = []
-        let admitted = addresses.filter { seen.insert($0).inserted }
-        guard state.withLock({ Set($0.admitted) != seen }) else { return }
-        try table.admit(admitted)
-        state.withLock { $0.admitted = admitted }
+        let distinct = addresses.filter { seen.insert($0).inserted }
+        guard state.withLock({ $0.admitted != seen }) else { return }
+        try table.admit(distinct)
+        state.withLock { $0.admitted = seen }
     }
 
-    /// Those that are new, at once, and all of them now and then.
+    /// Those that are new, some times, and all of them now and then.
     private func invite(_ members: [NodeID: Member], to table: DHT) {
         let now = ContinuousClock.now
         let guests = state.withLock { state -> [Member] in
-            let new = members.filter { state.invited[$0.key] != $0.value }
-            state.invited = members
-            // Where all nodes keep what is announced, one that is new lacks it.
-            if !new.isEmpty, members.count <= DHT.replicas {
-                state.turnDue = min(state.turnDue, now + Self.settling)
+            let isForAll = state.nextInvitation <= now
+            if isForAll { state.nextInvitation = now + Self.reinvitation }
+            var guests: [Member] = []
+            var invited: [NodeID: (member: Member, times: Int)] = [:]
+            for (node, member) in members {
+                let known = state.invited[node].flatMap { $0.member == member ? $0.times : nil }
+                let isNew = known ?? 0 < Self.firstInvitations
+                if isNew || isForAll { guests.append(member) }
+                invited[node] = (member, (known ?? 0) + (isNew ? 1 : 0))
+                // Where all nodes keep what is announced, one that is new lacks it.
+                if known == nil, members.count <= DHT.replicas {
+                    state.turnDue = min(state.turnDue, now + Self.settling)
+                }
             }
-            guard state.nextInvitation <= now else { return Array(new.values) }
-            state.nextInvitation = now + Self.reinvitation
-            return Array(members.values)
+            state.invited = invited
+            return guests
         }
         for place in guests.flatMap(\.places) { table.add(place) }
     }
@@ -328,7 +339,7 @@ final class Finder: Sendable {
         let isWanted = state.withLock { state in
             guard !state.isStopped else { return false }
             state.table = table
-            (state.listening, state.admitted, state.invited) = (addresses, [], [:])
+            (state.listening, state.admitted, state.invited) = (addresses, nil, [:])
             return true
         }
         guard isWanted else {

@@ -36,6 +36,7 @@ public final class DHT: Sendable {
     }
 
     private struct State {
+        var listening: [String]
         var lookUps: [[UInt8]: [LookUp]] = [:]
         var count = 0
         var isStopping = false
@@ -44,7 +45,7 @@ public final class DHT: Sendable {
     }
 
     private let session: DHTSession
-    private let state = Mutex(State())
+    private let state: Mutex<State>
 
     /// Opens the port and starts the session's thread. Blocks for some milliseconds.
     ///
@@ -53,6 +54,7 @@ public final class DHT: Sendable {
     ///   - port: 0 takes a free one, for a single address.
     /// - Throws: `SwarmError.torrent`.
     public init(addresses: [String], port: UInt16 = 0) throws {
+        state = Mutex(State(listening: addresses))
         session = try DHTSession(addresses: addresses, port: port)
         try SwarmThread.start(name: "dht") { [self] in run() }
     }
@@ -60,14 +62,20 @@ public final class DHT: Sendable {
     /// The UDP port.
     public var port: UInt16 { session.port }
 
-    /// Listens on these addresses from now on.
-    public func listen(on addresses: [String]) { session.listen(on: addresses) }
+    /// Listens on these addresses from now on; `admit` is to follow.
+    public func listen(on addresses: [String]) {
+        state.withLock { $0.listening = addresses }
+        session.listen(on: addresses)
+    }
 
-    /// Packets of these addresses, numeric, are taken from now on, and of no others.
+    /// Packets of these addresses, numeric, are taken from now on, and of no others but this node's own:
+    /// a search asks whoever may know more, itself too, and ends only when all have answered.
     ///
     /// - Parameter addresses: the most important ones first.
     /// - Throws: `SwarmError`; then nobody else can be kept out, and it is to be stopped.
-    public func admit(_ addresses: [String]) throws { try session.admit(addresses) }
+    public func admit(_ addresses: [String]) throws {
+        try session.admit(state.withLock { $0.listening } + addresses)
+    }
 
     /// Asks a node, which must have been admitted, to take part.
     public func add(_ node: SwarmEndpoint) { session.add(node) }
