@@ -14,13 +14,13 @@ import Volume
 final class Finder: Sendable {
     static let beat = Duration.seconds(1)
     static let announcesPerBeat = 2
-    /// What can be renewed in time; of more content, this many at a time take turns.
+    /// What can be renewed in time; of more content, about this many at a time take turns.
     static let announcedMax = announcesPerBeat * Int(DHT.renewal.components.seconds)
     /// New content that waits to be announced; what is beyond waits for its turn.
     static let freshMax = 1000
     /// Rows of the catalog that are looked at in one go, and how often for one turn.
-    static let pageRows: Int64 = 2000
-    static let pagesMax = 500
+    static let pageRows: Int64 = 200
+    static let pagesMax = 5000
     /// From a new member's invitation until it is told what few hold.
     static let settling = Duration.seconds(2)
     /// Invitations of a new member, one at each beat: it may not know this node yet, and drop the first.
@@ -145,17 +145,15 @@ final class Finder: Sendable {
         }
     }
 
-    /// Where a peer can be, by the address at which it was reached, with some port of it. One that was
-    /// reached by a link-local address, which libtorrent cannot use, says its others.
+    /// Where a peer can be, by the address at which it was reached, with some port of it. Of one that
+    /// was reached by a name, or by a link-local address, which libtorrent cannot use: what it says.
     private static func places(
         of peer: Peer, _ port: Int, _ listening: [String]
     ) -> [SwarmEndpoint] {
         guard let port = UInt16(exactly: port), port > 0 else { return [] }
-        let host = peer.endpoint.host
         let reached =
-            BulkAddress.isDialable(host)
-            ? [host].compactMap(BulkAddress.canonical)
-            : peer.hello.dhtAddresses.compactMap(BulkAddress.canonical)
+            BulkAddress.canonical(peer.endpoint.host).map { [$0] }
+            ?? peer.hello.dhtAddresses.compactMap(BulkAddress.canonical)
         // A node of this machine listens where this one does.
         let addresses = reached.flatMap { BulkAddress.isLoopback($0) ? listening : [$0] }
         return addresses.map { SwarmEndpoint(address: $0, port: port) }
@@ -172,7 +170,9 @@ final class Finder: Sendable {
     }
 
     private func announce(by table: DHT) async throws {
-        let isDue = state.withLock { !$0.invited.isEmpty && $0.turnDue <= .now }
+        let isDue = state.withLock {
+            !$0.invited.isEmpty && $0.turn.isEmpty && $0.turnDue <= .now
+        }
         if isDue {
             let from = state.withLock { $0.nextNumber }
             let (turn, next) = try await list(from: from)
@@ -184,7 +184,8 @@ final class Finder: Sendable {
         }
         let some = state.withLock { state -> [Extent] in
             guard !state.invited.isEmpty else { return [] }
-            let new = state.fresh.prefix(Self.announcesPerBeat)
+            // Not all at the cost of what waits for its turn.
+            let new = state.fresh.prefix(Self.announcesPerBeat - (state.turn.isEmpty ? 0 : 1))
             state.fresh.removeFirst(new.count)
             let old = state.turn.prefix(Self.announcesPerBeat - new.count)
             state.turn = state.turn.dropFirst(old.count)
@@ -221,7 +222,7 @@ final class Finder: Sendable {
             covered += Self.pageRows
             next = page.upperBound > last ? 0 : page.upperBound
         }
-        return (Array(found.prefix(Self.announcedMax)), next)
+        return (found, next)
     }
 
     // MARK: Taking part
@@ -261,7 +262,7 @@ final class Finder: Sendable {
         }
         if isMoved { table.listen(on: addresses) }
         var members: [NodeID: Member] = [:]
-        for peer in peers.sorted(by: { $0.isOnline && !$1.isOnline }) {
+        for peer in peers {
             let places = Self.places(of: peer, peer.hello.dhtPort, addresses)
             if places.isEmpty { continue }
             members[peer.node] = Member(
@@ -301,7 +302,7 @@ final class Finder: Sendable {
                 invited[node] = (member, (known ?? 0) + (isNew ? 1 : 0))
                 // Where all nodes keep what is announced, one that is new lacks it.
                 if known == nil, members.count <= DHT.replicas {
-                    state.turnDue = min(state.turnDue, now + Self.settling)
+                    (state.turn, state.turnDue) = ([], now + Self.settling)
                 }
             }
             state.invited = invited
@@ -320,6 +321,7 @@ final class Finder: Sendable {
 
     private func started(on addresses: [String]) async throws -> DHT? {
         let (known, isDue) = state.withLock { state in
+            if state.table?.isRunning == false { state.table = nil }
             let isDue = state.table == nil && !state.isStopped && state.nextStart <= .now
             if isDue { state.nextStart = .now + Self.startRetry }
             return (state.table, isDue)

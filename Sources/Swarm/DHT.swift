@@ -59,6 +59,9 @@ public final class DHT: Sendable {
         try SwarmThread.start(name: "dht") { [self] in run() }
     }
 
+    /// False from `stop` on, and when the kernel could not keep others out.
+    public var isRunning: Bool { state.withLock { !$0.isStopping } }
+
     /// The UDP port.
     public var port: UInt16 { session.port }
 
@@ -154,9 +157,9 @@ public final class DHT: Sendable {
             // A socket that takes packets of strangers is worse than none.
             if !isSecure { break }
         }
+        state.withLock { $0.isStopping = true }
         session.stop()
         let (lookUps, stoppers) = state.withLock { state in
-            state.isStopping = true
             state.isStopped = true
             defer { state.stoppers = [] }
             return (state.lookUps.values.flatMap(\.self), state.stoppers)

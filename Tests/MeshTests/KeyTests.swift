@@ -80,6 +80,9 @@ import Volume
                 == "d4b85859fd99739f713345b5302c6a85c9170babe069ed22a92d64b90d4df279")
         #expect(authority.ca16 == "d4b85859fd99739f")
         #expect(authority.infoSalt.count == 32)
+        let root = try #require(ContentRoot(bytes: [UInt8](repeating: 9, count: 32)))
+        #expect(
+            Hex.encode(authority.dhtKey(of: root)) == "4a0d2707832d46d8f003dbd72a06c0e732777002")
         let lines = authority.certificatePEM.split(
             separator: "\n", omittingEmptySubsequences: false)
         #expect(lines.first == "-----BEGIN CERTIFICATE-----")

@@ -411,6 +411,28 @@ actor Gathering {
 }
 
 struct HelloTests {
+    @Test func thePlaceInTheDHTIsBoundedAndMayBeAbsent() throws {
+        func hello(port: Int, addresses: [String]) -> Hello {
+            var hello = Hello(
+                name: "n", machine: "m", version: "1", dhtPort: port, dhtAddresses: addresses)
+            hello.volume = "v"
+            hello.apiPort = 1
+            return hello
+        }
+        let good = hello(port: 7602, addresses: ["10.0.0.1", "fd00::1"])
+        let read = try Hello(parsing: good.encoded())
+        #expect(read.dhtPort == 7602 && read.dhtAddresses == ["10.0.0.1", "fd00::1"])
+        for bad in [
+            hello(port: 65_536, addresses: []), hello(port: -1, addresses: []),
+            hello(port: 1, addresses: Array(repeating: "10.0.0.1", count: 9)),
+            hello(port: 1, addresses: [String(repeating: "1", count: 46)]),
+        ] { #expect(throws: HelloError.self) { try Hello(parsing: bad.encoded()) } }
+        // As an earlier version says it.
+        let text = String(decoding: good.encoded(), as: UTF8.self).replacing("\"dht", with: "\"no")
+        let old = try Hello(parsing: Array(text.utf8))
+        #expect(old.dhtPort == 0 && old.dhtAddresses.isEmpty)
+    }
+
     @Test func aDiskLargerThanAnyIsRefusedSoThatSumsOfAllPeersDoNotOverflow() throws {
         func hello(_ bytes: UInt64) -> Hello {
             var hello = Hello(

@@ -81,6 +81,23 @@ struct DHTTests {
         await Self.stop(members + [stranger])
     }
 
+    @Test(
+        "IPv6 senders are told apart as well, and more addresses than a filter holds are no failure"
+    )
+    func manyAddresses() async throws {
+        let tables = [try DHT(addresses: ["::1"]), try DHT(addresses: ["::1"])]
+        tables[0].add(SwarmEndpoint(address: "::1", port: tables[1].port))
+        let strangers = (1...4000).map { "fd00::\(String($0, radix: 16))" }
+        for table in tables { try table.admit(strangers + ["127.0.0.1"]) }
+        // What they listen on counts as their own.
+        for (table, other) in [(tables[0], tables[1]), (tables[1], tables[0])] {
+            table.add(SwarmEndpoint(address: "::1", port: other.port))
+        }
+        let found = await Self.find(Self.key, of: tables[0], port: 7600, by: tables[1])
+        #expect(found == [SwarmEndpoint(address: "::1", port: 7600)])
+        await Self.stop(tables)
+    }
+
     @Test("it takes no TCP connection")
     func noConnections() async throws {
         let table = try DHT(addresses: ["127.0.0.8"])
