@@ -61,17 +61,30 @@ extension EndToEnd {
             return list.output.split(separator: "\n").map(String.init)
         }
 
-        @Test("A node listens on two TCP ports and on mDNS, nothing else")
+        private static func udpPorts(_ host: Host) async throws -> String {
+            try await host.sh(
+                "ss -lunH | awk '{print $4}' | sed 's/.*://' | sort -un | paste -sd,"
+            ).succeeded().line
+        }
+
+        @Test("A node listens on two TCP ports, on mDNS, and with peers on the DHT's, nothing else")
         func listensOnNothingElse() async throws {
             try await Workshop.open { workshop in
-                let host = try await Network(workshop).host()
+                let network = try await Network(workshop)
+                let host = try await network.host()
                 let a = try NodeProcess("a", on: host, options: ["--port", "7600"])
                 try await a.create()
                 let tcp = try await Self.ports(host)
                 #expect(tcp == ["7600", "7601"])
-                let udp = try await host.sh(
-                    "ss -lunH | awk '{print $4}' | sed 's/.*://' | sort -un | paste -sd,")
-                #expect(udp.line == "5353", "UDP: \(udp.output)")
+                #expect(try await Self.udpPorts(host) == "5353")
+                let b = try NodeProcess("b", on: try await network.host())
+                try await b.join(a)
+                try await eventually("the DHT listens", within: Bounds.online) {
+                    let ports = try await Self.udpPorts(host)
+                    guard ports == "5353,7602" else { throw Failure("UDP: \(ports)") }
+                    return true
+                }
+                #expect(try await Self.ports(host) == ["7600", "7601"])
             }
         }
     }
