@@ -8,11 +8,13 @@ import Volume
 /// The third way to find who has content, for volumes in which holder logs lag behind and not every
 /// peer can be asked: the private DHT of the volume's nodes.
 ///
-/// It begins with the first peer. Every second it admits the addresses of the members that are known,
+/// It begins where a node knows enough others. Every second it admits the addresses of the members that are known,
 /// invites those that are new, and announces some of the content that few are known to hold. What it
 /// finds counts only where it is a member's place; that member is then asked like any other.
 final class Finder: Sendable {
     static let beat = Duration.seconds(1)
+    /// In a smaller volume everybody has everybody's log, or can ask.
+    static let peersMin = 7
     static let announcesPerBeat = 2
     /// What can be renewed in time; of more content, about this many at a time take turns.
     static let announcedMax = announcesPerBeat * Int(DHT.renewal.components.seconds)
@@ -248,11 +250,11 @@ final class Finder: Sendable {
         await table?.stop()
     }
 
-    /// Begins with the first peer, and goes with the members and with this machine's addresses.
+    /// Begins with enough peers, and goes with the members and with this machine's addresses.
     private func takePart() async throws -> DHT? {
         let peers = mesh.peers
         let addresses = ownAddresses()
-        guard !peers.isEmpty, !addresses.isEmpty,
+        guard peers.count >= Self.peersMin, !addresses.isEmpty,
             let table = try await started(on: addresses)
         else { return nil }
         let isMoved = state.withLock { state in

@@ -89,7 +89,7 @@ struct Run: ParsableCommand {
 
     @Option(
         help: ArgumentHelp(
-            "TCP port of the peer API; bulk content uses the one after it, the private DHT UDP of the next. (default: any free)",
+            "TCP port of the peer API; bulk content uses the one after it, the private DHT of volumes of eight and more nodes UDP of the next. (default: any free)",
             valueName: "n"),
         transform: { try Arguments.number($0, in: 0...65_534) })
     var port: Int?

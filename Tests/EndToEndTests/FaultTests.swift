@@ -130,7 +130,8 @@ extension EndToEnd {
                     let other = try await Self.object(fault.other ?? fault.name, by: a, at: b)
                     try await a.host.sh(fault.script, object, other).succeeded()
                 }
-                try await c.sh("sha256sum --quiet -c \"$1\"", sums).succeeded()
+                try await c.sh("sha256sum --quiet -c \"$1\"", sums, timeout: Bounds.transfer)
+                    .succeeded()
                 try await Self.readBeforeScrub(b, sums)
                 try await Self.scrub(a, b, sums)
             }

@@ -35,14 +35,16 @@ extension EndToEnd {
                 let holders = try await others[0].whereIs("file").holders.map(\.name)
                 #expect(holders == ["writer"])
 
-                async let starved = control.sh("cat file >/dev/null", timeout: Bounds.starvedRead)
                 let start = ContinuousClock.now
                 #expect(try await reader.sha256("file") == Shell.sha256(source))
                 print("read by the DHT alone \(ContinuousClock.now - start) after the open")
-                let outcome = try await starved
-                #expect(outcome.status != 0 && outcome.errors.contains("Input/output error"))
-                print("without any way the read failed \(outcome.duration) after the open")
                 #expect(FileBytes.text(reader.log).contains("the DHT knows 1 places"))
+                if Bounds.isLong {
+                    let outcome = try await control.sh(
+                        "cat file >/dev/null", timeout: Bounds.starvedRead)
+                    #expect(outcome.status != 0 && outcome.errors.contains("Input/output error"))
+                    print("without any way the read failed \(outcome.duration) after the open")
+                }
                 try await Self.onlyMembersAreHeard(writer, by: others[0], network)
             }
         }
