@@ -9,7 +9,7 @@ extension EndToEnd {
     /// there after the restart; the operation that was under way may be there, or not.
     @Suite("Kills in the middle", .serialized, .timeLimit(.minutes(Bounds.isLong ? 240 : 5)))
     struct Kills {
-        private static let kills = Bounds.isLong ? 400 : 15
+        private static let kills = Bounds.isLong ? 400 : 12
 
         @Test(
             "Killed in any operation, a node has all that was answered before, and nothing torn",

@@ -10,7 +10,7 @@ extension EndToEnd {
         static let modes: [[String]] = [[], ["--no-passthrough"]]
         private static let operationsPerSequence = 200
         /// Of each mode; each is a directory of its own on the same mount.
-        private static let sequences = Bounds.isLong ? 2500 : 160
+        private static let sequences = Bounds.isLong ? 2500 : 120
         /// Sequences at once.
         private static let threads = 4
         /// Trees to look at once more after a restart.

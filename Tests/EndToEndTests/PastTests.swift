@@ -269,7 +269,7 @@ extension EndToEnd {
             try await Workshop.open { workshop in
                 let node = try NodeProcess("a", on: try await Network(workshop).host())
                 try await node.create()
-                let count = Bounds.isLong ? 20_000 : 6000
+                let count = Bounds.isLong ? 20_000 : 3000
                 try await node.sh(
                     "mkdir many; cd many; for ((i = 0; i < \(count); i++)); do : >file-$i; done; mkdir sub{1..9}",
                     timeout: Bounds.transfer

@@ -199,7 +199,7 @@ extension EndToEnd {
 
         @Test(
             "No transaction of SQLite is lost or half there while its writers are killed",
-            arguments: ["wal", "delete"], everyMode)
+            arguments: Bounds.isLong ? ["wal", "delete"] : ["wal"], everyMode)
         func sqlite(journal: String, options: [String]) async throws {
             try await Workshop.open { workshop in
                 let node = try NodeProcess(

@@ -142,26 +142,33 @@ extension EndToEnd {
                 func fresh(_ name: String, _ host: Host) throws -> NodeProcess {
                     try Self.fresh(name, host, volume: volume)
                 }
-                try await Self.refuse(
-                    fresh("none", two),
-                    says:
-                        "No key for volume \(volume) here. On a machine that has it run `delugefs key --root DIR`, then pass it with --key-file."
+                try await other.stop()
+                let (none, spoiled, lonely) = (
+                    try fresh("none", two), try fresh("garbage", two), try fresh("lonely", alone)
                 )
-                try await Self.refuse(
-                    fresh("garbage", two), ["--key-file", garbage], says: "not a key")
-                try await Self.refuse(
-                    fresh("wrong", two), ["--key-file", wrong],
+                let (mistaken, told, second) = (
+                    try fresh("wrong", two), try fresh("wrong-peer", two), try fresh("served", two)
+                )
+                // Each looks for peers for some seconds.
+                async let refusals: [Void] = [
+                    Self.refuse(
+                        none,
+                        says:
+                            "No key for volume \(volume) here. On a machine that has it run `delugefs key --root DIR`, then pass it with --key-file."
+                    ),
+                    Self.refuse(spoiled, ["--key-file", garbage], says: "not a key"),
+                    Self.refuse(second, ["--create"], says: volume, "\(one.address)"),
+                ]
+                async let lost: Void = Self.refuse(
+                    lonely, ["--key-file", right], says: volume, "10 s")
+                async let unheard: Void = Self.refuse(
+                    mistaken, ["--key-file", wrong],
                     says: "The key given is for another volume named \(volume) (ours ",
                     ", peers serve ")
-                try await Self.refuse(
-                    fresh("wrong-peer", two),
-                    ["--key-file", wrong, "--no-discovery", "--peer", "\(one.address):7500"],
+                async let unmet: Void = Self.refuse(
+                    told, ["--key-file", wrong, "--no-discovery", "--peer", "\(one.address):7500"],
                     says: "The key given is for another volume named \(volume) (ours ")
-                try await Self.refuse(
-                    fresh("served", two), ["--create"], says: volume, "\(one.address)")
-                try await other.stop()
-                try await Self.refuse(
-                    fresh("lonely", alone), ["--key-file", right], says: volume, "10 s")
+                _ = try await (refusals, lost, unheard, unmet)
                 #expect(try await a.status().peers.isEmpty)
             }
         }

@@ -7,7 +7,7 @@ extension EndToEnd {
     struct TwoMountModel {
         /// Each is a directory of its own.
         private static let sequences = 16
-        private static let turns = Bounds.isLong ? 400 : 16
+        private static let turns = Bounds.isLong ? 400 : 12
         private static let operationsPerTurn = 25
 
         @Test("Random operations on two nodes in turn come out as on ext4, and both nodes agree")
