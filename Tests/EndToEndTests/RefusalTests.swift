@@ -149,16 +149,14 @@ extension EndToEnd {
                 let (mistaken, told, second) = (
                     try fresh("wrong", two), try fresh("wrong-peer", two), try fresh("served", two)
                 )
+                try await Self.refuse(
+                    none,
+                    says:
+                        "No key for volume \(volume) here. On a machine that has it run `delugefs key --root DIR`, then pass it with --key-file."
+                )
+                try await Self.refuse(spoiled, ["--key-file", garbage], says: "not a key")
+                try await Self.refuse(second, ["--create"], says: volume, "\(one.address)")
                 // Each looks for peers for some seconds.
-                async let refusals: [Void] = [
-                    Self.refuse(
-                        none,
-                        says:
-                            "No key for volume \(volume) here. On a machine that has it run `delugefs key --root DIR`, then pass it with --key-file."
-                    ),
-                    Self.refuse(spoiled, ["--key-file", garbage], says: "not a key"),
-                    Self.refuse(second, ["--create"], says: volume, "\(one.address)"),
-                ]
                 async let lost: Void = Self.refuse(
                     lonely, ["--key-file", right], says: volume, "10 s")
                 async let unheard: Void = Self.refuse(
@@ -168,7 +166,7 @@ extension EndToEnd {
                 async let unmet: Void = Self.refuse(
                     told, ["--key-file", wrong, "--no-discovery", "--peer", "\(one.address):7500"],
                     says: "The key given is for another volume named \(volume) (ours ")
-                _ = try await (refusals, lost, unheard, unmet)
+                _ = try await (lost, unheard, unmet)
                 #expect(try await a.status().peers.isEmpty)
             }
         }
