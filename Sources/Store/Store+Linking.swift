@@ -31,9 +31,7 @@ extension Store {
             // Not an error if it fails: syncfs waits for everything anyway.
             _ = cstore_start_writing(file.raw)
         }
-        let layer =
-            hashed.layer.isEmpty
-            ? nil : try writeLayer(hashed, then: synchronizing ? .synchronize : .leaveToCaller)
+        let layer = try writeLayer(hashed, synchronizing: synchronizing)
         return PreparedObject(staging: name, hashed: hashed, layer: layer)
     }
 
@@ -56,9 +54,7 @@ extension Store {
         let name = prepared.staging.description
         // Open before it is linked: afterwards there may be no descriptor to make it read-only by.
         let file = try staging.open(name, O_RDONLY)
-        if let layer = prepared.layer {
-            try temporaries.rename(layer, to: directory, layerName(root))
-        }
+        try nameLayer(prepared.layer, of: root)
         let object = "\(root)"
         let result = cstore_linkat(staging.raw, name, directory.raw, object)
         if Errno(rawValue: -result) == .fileExists {

@@ -77,10 +77,8 @@ extension Store {
     public func restoreLayer(_ hashed: HashedExtent) throws(StoreError) {
         guard Merkle.verify(hashed) else { throw StoreError("layer", .mismatch) }
         guard !hashed.layer.isEmpty else { return }
-        let name = try writeLayer(hashed, then: .synchronize)
-        let directory = try fanOut(hashed.extent.root)
-        try temporaries.rename(name, to: directory, layerName(hashed.extent.root))
-        try directory.synchronize()
+        try nameLayer(writeLayer(hashed, synchronizing: true), of: hashed.extent.root)
+        try fanOut(hashed.extent.root).synchronize()
     }
 
     /// Stores bytes that arrived whole, in an open reply for example.

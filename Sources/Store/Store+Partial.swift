@@ -47,10 +47,7 @@ extension Store {
         }
         try synchronize(file.raw, "partial/\(root)")
         let directory = try fanOut(root)
-        if !hashed.layer.isEmpty {
-            let layer = try writeLayer(hashed, then: .synchronize)
-            try temporaries.rename(layer, to: directory, layerName(root))
-        }
+        try nameLayer(writeLayer(hashed, synchronizing: true), of: root)
         try system("chmod object") { cstore_fchmod(file.raw, 0o400) }
         do throws(StoreError) {
             try system("link partial/\(root)") {

@@ -15,13 +15,6 @@ public struct Publication: Hashable, Sendable {
     }
 }
 
-/// What makes bytes durable before they get a name.
-enum LayerWriting {
-    case synchronize
-    /// The caller syncs the whole disk once.
-    case leaveToCaller
-}
-
 extension Store {
     /// A batch of at least so many files costs less as two `syncfs` than as an `fsync` per file.
     static let wholeDiskSyncFilesMin = 8
@@ -55,7 +48,8 @@ extension Store {
         for item in prepared {
             do throws(StoreError) {
                 let item = try item.get()
-                try install(item)
+                try nameLayer(item.layer, of: item.root)
+                try temporaries.rename(item.name, to: fanOut(item.root), "\(item.root)")
                 outcomes.append(.success(()))
                 named.append(item.root)
             } catch { outcomes.append(.failure(error)) }
@@ -87,10 +81,7 @@ extension Store {
             } else {
                 try synchronize(new.file.raw, "object")
             }
-            let layer =
-                hashed.layer.isEmpty
-                ? nil
-                : try writeLayer(hashed, then: syncsWholeDisk ? .leaveToCaller : .synchronize)
+            let layer = try writeLayer(hashed, synchronizing: !syncsWholeDisk)
             return Prepared(name: new.name, root: extent.root, layer: layer)
         } catch {
             _ = try? temporaries.remove(new.name)
@@ -98,27 +89,31 @@ extension Store {
         }
     }
 
-    private func install(_ item: Prepared) throws(StoreError) {
-        let target = try fanOut(item.root)
-        if let layer = item.layer {
-            try temporaries.rename(layer, to: target, layerName(item.root))
-        }
-        try temporaries.rename(item.name, to: target, "\(item.root)")
-    }
-
-    /// Writes a layer into `tmp/`; its name there.
-    func writeLayer(_ hashed: HashedExtent, then: LayerWriting) throws(StoreError) -> String {
+    /// Writes a layer into `tmp/`.
+    ///
+    /// - Parameter synchronizing: false when the caller syncs the whole disk before `nameLayer`.
+    /// - Returns: its name there; nil when the extent has none.
+    func writeLayer(
+        _ hashed: HashedExtent, synchronizing: Bool
+    ) throws(StoreError) -> String? {
+        guard !hashed.layer.isEmpty else { return nil }
         let new = try temporary()
         do throws(StoreError) {
             let file = new.file.raw
             try write(hashed.layer, to: file, "layer")
             try system("chmod layer") { cstore_fchmod(file, 0o400) }
-            if then == .synchronize { try synchronize(file, "layer") }
+            if synchronizing { try synchronize(file, "layer") }
         } catch {
             _ = try? temporaries.remove(new.name)
             throw error
         }
         return new.name
+    }
+
+    /// Gives a synced layer its name in `objects/`.
+    func nameLayer(_ layer: String?, of root: ContentRoot) throws(StoreError) {
+        guard let layer else { return }
+        try temporaries.rename(layer, to: fanOut(root), layerName(root))
     }
 
     /// Gives synced bytes, and their layer, their names in `objects/`. The directory remains to be
@@ -127,12 +122,8 @@ extension Store {
         _ hashed: HashedExtent, file: CInt, name: String, in directory: Directory
     ) throws(StoreError) {
         let root = hashed.extent.root
-        let target = try fanOut(root)
-        if !hashed.layer.isEmpty {
-            let layer = try writeLayer(hashed, then: .synchronize)
-            try temporaries.rename(layer, to: target, layerName(root))
-        }
+        try nameLayer(writeLayer(hashed, synchronizing: true), of: root)
         try system("chmod object") { cstore_fchmod(file, 0o400) }
-        try directory.rename(name, to: target, "\(root)")
+        try directory.rename(name, to: fanOut(root), "\(root)")
     }
 }
