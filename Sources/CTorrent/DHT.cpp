@@ -1,8 +1,3 @@
-#include <sys/eventfd.h>
-#include <unistd.h>
-
-#include <algorithm>
-
 #include "Session.hpp"
 
 #pragma clang diagnostic push
@@ -13,20 +8,10 @@
 
 namespace lt = libtorrent;
 
-struct ctorrent_dht {
-    /// Shared while a call uses `session`, exclusive to take it away.
-    std::shared_mutex lock;
-    std::unique_ptr<lt::session> session;
+struct ctorrent_dht : ctorrent::Running {
     /// Guards `senders` together with the filters that are made of it.
     std::mutex filtering;
     ctorrent::Senders senders;
-    std::vector<lt::alert*> alerts;  // the draining thread's own
-    std::uint16_t port = 0;
-    int event_descriptor = -1;
-
-    ~ctorrent_dht() {
-        if (event_descriptor >= 0) ::close(event_descriptor);
-    }
 };
 
 namespace {
@@ -74,18 +59,6 @@ lt::settings_pack make_dht_settings(ctorrent_dht_options const& options) {
     return pack;
 }
 
-/// Runs `body` on the session unless it is stopped; exceptions become results.
-template <typename Body>
-ctorrent_result with_dht(ctorrent_dht* dht, Body body) {
-    try {
-        std::shared_lock guard(dht->lock);
-        if (!dht->session) return CTORRENT_STOPPED;
-        return body(*dht->session);
-    } catch (...) {
-        return CTORRENT_FAILED;
-    }
-}
-
 /// TCP is shut and UDP filtered on whatever sockets there are now.
 bool secure(ctorrent_dht& dht) {
     std::lock_guard guard(dht.filtering);
@@ -101,13 +74,8 @@ lt::sha1_hash hash_of(std::uint8_t const* key) {
 
 ctorrent_result ctorrent_dht_create(ctorrent_dht_options const* options, ctorrent_dht** dht,
                                     char* message, size_t message_bytes) {
-    try {
+    return ctorrent::explained(message, message_bytes, [&] {
         auto created = std::make_unique<ctorrent_dht>();
-        created->event_descriptor = ::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-        if (created->event_descriptor < 0) {
-            explain(message, message_bytes, "no descriptor for events");
-            return CTORRENT_FAILED;
-        }
         lt::session_params parameters(make_dht_settings(*options),
                                       std::vector<std::shared_ptr<lt::plugin>>{});
         parameters.disk_io_constructor = lt::disabled_disk_io_constructor;
@@ -126,29 +94,14 @@ ctorrent_result ctorrent_dht_create(ctorrent_dht_options const* options, ctorren
         lt::settings_pack enabling;
         enabling.set_bool(lt::settings_pack::enable_dht, true);
         created->session->apply_settings(std::move(enabling));
-        created->session->set_alert_notify([waking = created.get()] { ctorrent_dht_wake(waking); });
+        created->notify();
         *dht = created.release();
         return CTORRENT_OK;
-    } catch (std::exception const& error) {
-        explain(message, message_bytes, error.what());
-    } catch (...) {
-        explain(message, message_bytes, "unknown exception");
-    }
-    return CTORRENT_FAILED;
+    });
 }
 
 void ctorrent_dht_stop(ctorrent_dht* dht) {
-    try {
-        std::unique_ptr<lt::session> stopping;
-        {
-            std::unique_lock guard(dht->lock);
-            stopping = std::move(dht->session);
-        }
-        // 2.0.8 may call the notification while it is being destroyed.
-        if (stopping) stopping->set_alert_notify({});
-    } catch (...) {
-        // Nothing can be done about a shutdown that fails; the session is gone either way.
-    }
+    dht->stop([] {});
 }
 
 void ctorrent_dht_free(ctorrent_dht* dht) { delete dht; }
@@ -157,16 +110,11 @@ uint16_t ctorrent_dht_port(ctorrent_dht const* dht) { return dht->port; }
 
 int ctorrent_dht_event_descriptor(ctorrent_dht const* dht) { return dht->event_descriptor; }
 
-void ctorrent_dht_wake(ctorrent_dht const* dht) {
-    std::uint64_t const one = 1;
-    if (::write(dht->event_descriptor, &one, sizeof one) < 0) {
-        // Full means that the drainer is awake already.
-    }
-}
+void ctorrent_dht_wake(ctorrent_dht const* dht) { dht->wake(); }
 
 ctorrent_result ctorrent_dht_listen(ctorrent_dht* dht, char const* const* addresses,
                                     size_t count) {
-    return with_dht(dht, [&](lt::session& session) {
+    return dht->use([&](lt::session& session) {
         lt::settings_pack pack;
         pack.set_str(lt::settings_pack::listen_interfaces, interfaces(addresses, count, dht->port));
         session.apply_settings(std::move(pack));
@@ -175,7 +123,7 @@ ctorrent_result ctorrent_dht_listen(ctorrent_dht* dht, char const* const* addres
 }
 
 ctorrent_result ctorrent_dht_admit(ctorrent_dht* dht, char const* const* addresses, size_t count) {
-    return with_dht(dht, [&](lt::session&) {
+    return dht->use([&](lt::session&) {
         ctorrent::Senders senders;
         for (size_t i = 0; i < count; ++i) senders.add(addresses[i]);
         {
@@ -187,36 +135,28 @@ ctorrent_result ctorrent_dht_admit(ctorrent_dht* dht, char const* const* address
 }
 
 ctorrent_result ctorrent_dht_add_node(ctorrent_dht* dht, char const* address, uint16_t port) {
-    return with_dht(dht, [&](lt::session& session) {
+    return dht->use([&](lt::session& session) {
         session.add_dht_node({address, port});
         return CTORRENT_OK;
     });
 }
 
 ctorrent_result ctorrent_dht_announce(ctorrent_dht* dht, uint8_t const* key, uint16_t port) {
-    return with_dht(dht, [&](lt::session& session) {
+    return dht->use([&](lt::session& session) {
         session.dht_announce(hash_of(key), port);
         return CTORRENT_OK;
     });
 }
 
 ctorrent_result ctorrent_dht_look_up(ctorrent_dht* dht, uint8_t const* key) {
-    return with_dht(dht, [&](lt::session& session) {
+    return dht->use([&](lt::session& session) {
         session.dht_get_peers(hash_of(key));
         return CTORRENT_OK;
     });
 }
 
 ctorrent_result ctorrent_dht_drain(ctorrent_dht* dht, ctorrent_dht_body body, void* context) {
-    std::uint64_t count;
-    if (::read(dht->event_descriptor, &count, sizeof count) < 0) {
-        // Nothing was announced; alerts may be there all the same.
-    }
-    // Pointers stay valid until the next pop, which only this thread does.
-    auto const result = with_dht(dht, [&](lt::session& session) {
-        session.pop_alerts(&dht->alerts);
-        return CTORRENT_OK;
-    });
+    auto const result = dht->drain();
     if (result != CTORRENT_OK) return result;
     try {
         bool opened = false;

@@ -6,6 +6,7 @@
 #include <chrono>
 #include <cstdio>
 #include <mutex>
+#include <stdexcept>
 #include <thread>
 
 namespace lt = libtorrent;
@@ -43,22 +44,10 @@ namespace {
 
 constexpr int any_port_attempts_max = 5;
 
-/// Runs `body` on the session unless it is stopped; exceptions become results.
-template <typename Body>
-ctorrent_result with_session(ctorrent_session* session, Body body) {
-    try {
-        std::shared_lock guard(session->lock);
-        if (!session->session) return CTORRENT_STOPPED;
-        return body(*session->session);
-    } catch (...) {
-        return CTORRENT_FAILED;
-    }
-}
-
-/// The same for one torrent. A handle whose torrent has gone throws, which is "unknown".
+/// Runs `body` on a torrent unless its session is stopped. A handle whose torrent has gone throws, which is "unknown".
 template <typename Body>
 ctorrent_result with_torrent(ctorrent_session* session, std::uint64_t token, Body body) {
-    return with_session(session, [&](lt::session& torrents) {
+    return session->use([&](lt::session& torrents) {
         auto const found = session->handles.find(token);
         if (found == session->handles.end()) return CTORRENT_UNKNOWN_TORRENT;
         try {
@@ -72,19 +61,40 @@ ctorrent_result with_torrent(ctorrent_session* session, std::uint64_t token, Bod
 
 }  // namespace
 
-ctorrent_session::~ctorrent_session() {
-    if (event_descriptor >= 0) ::close(event_descriptor);
+ctorrent::Running::Running() : event_descriptor(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) {
+    if (event_descriptor < 0) throw std::runtime_error("no descriptor for events");
+}
+
+ctorrent::Running::~Running() { ::close(event_descriptor); }
+
+void ctorrent::Running::notify() {
+    // Called with libtorrent's alert lock held, on any thread: only wake the drainer.
+    session->set_alert_notify([this] { wake(); });
+}
+
+void ctorrent::Running::wake() const {
+    std::uint64_t const one = 1;
+    if (::write(event_descriptor, &one, sizeof one) < 0) {
+        // Full means that the drainer is awake already.
+    }
+}
+
+ctorrent_result ctorrent::Running::drain() {
+    std::uint64_t count;
+    if (::read(event_descriptor, &count, sizeof count) < 0) {
+        // Nothing was announced; alerts may be there all the same.
+    }
+    // Pointers stay valid until the next pop, which only this thread does.
+    return use([this](lt::session& torrents) {
+        torrents.pop_alerts(&alerts);
+        return CTORRENT_OK;
+    });
 }
 
 ctorrent_result ctorrent_session_create(ctorrent_options const* options, ctorrent_session** session,
                                         char* message, size_t message_bytes) {
-    try {
+    return ctorrent::explained(message, message_bytes, [&] {
         auto created = std::make_unique<ctorrent_session>();
-        created->event_descriptor = ::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-        if (created->event_descriptor < 0) {
-            explain(message, message_bytes, "no descriptor for events");
-            return CTORRENT_FAILED;
-        }
         // Any port is first taken for TCP; somebody may have its number for UDP.
         int const attempts = options->port == 0 ? any_port_attempts_max : 1;
         for (int attempt = 0; created->port == 0 && attempt < attempts; ++attempt) {
@@ -99,33 +109,14 @@ ctorrent_result ctorrent_session_create(ctorrent_options const* options, ctorren
             return CTORRENT_FAILED;
         }
         ctorrent::silence_udp(created->port);
-        // Called with libtorrent's alert lock held, on any thread: only wake the drainer.
-        created->session->set_alert_notify([waking = created.get()] {
-            ctorrent_session_wake(waking);
-        });
+        created->notify();
         *session = created.release();
         return CTORRENT_OK;
-    } catch (std::exception const& error) {
-        explain(message, message_bytes, error.what());
-    } catch (...) {
-        explain(message, message_bytes, "unknown exception");
-    }
-    return CTORRENT_FAILED;
+    });
 }
 
 void ctorrent_session_stop(ctorrent_session* session) {
-    try {
-        std::unique_ptr<lt::session> stopping;
-        {
-            std::unique_lock guard(session->lock);
-            stopping = std::move(session->session);
-            session->handles.clear();
-        }
-        // 2.0.8 may call the notification while it is being destroyed.
-        if (stopping) stopping->set_alert_notify({});
-    } catch (...) {
-        // Nothing can be done about a shutdown that fails; the session is gone either way.
-    }
+    session->stop([&] { session->handles.clear(); });
 }
 
 void ctorrent_session_free(ctorrent_session* session) {
@@ -138,15 +129,10 @@ int ctorrent_session_event_descriptor(ctorrent_session const* session) {
     return session->event_descriptor;
 }
 
-void ctorrent_session_wake(ctorrent_session const* session) {
-    std::uint64_t const one = 1;
-    if (::write(session->event_descriptor, &one, sizeof one) < 0) {
-        // Full means that the drainer is awake already.
-    }
-}
+void ctorrent_session_wake(ctorrent_session const* session) { session->wake(); }
 
 ctorrent_result ctorrent_session_post_status(ctorrent_session* session) {
-    return with_session(session, [](lt::session& torrents) {
+    return session->use([](lt::session& torrents) {
         torrents.post_torrent_updates({});
         return CTORRENT_OK;
     });
@@ -204,18 +190,13 @@ lt::add_torrent_params make_parameters(ctorrent_torrent const& torrent) {
 
 ctorrent_result ctorrent_add(ctorrent_session* session, ctorrent_torrent const* torrent,
                              char* message, size_t message_bytes) {
-    try {
+    return ctorrent::explained(message, message_bytes, [&] {
         auto parameters = make_parameters(*torrent);
-        return with_session(session, [&](lt::session& torrents) {
+        return session->use([&](lt::session& torrents) {
             torrents.async_add_torrent(std::move(parameters));
             return CTORRENT_OK;
         });
-    } catch (std::exception const& error) {
-        explain(message, message_bytes, error.what());
-    } catch (...) {
-        explain(message, message_bytes, "unknown exception");
-    }
-    return CTORRENT_FAILED;
+    });
 }
 
 ctorrent_result ctorrent_set_certificate(ctorrent_session* session, uint64_t token,
@@ -437,15 +418,7 @@ class Drainer {
 
 ctorrent_result ctorrent_session_drain(ctorrent_session* session, ctorrent_event_body body,
                                        void* context) {
-    std::uint64_t count;
-    if (::read(session->event_descriptor, &count, sizeof count) < 0) {
-        // Nothing was announced; alerts may be there all the same.
-    }
-    // Pointers stay valid until the next pop, which only this thread does.
-    auto const result = with_session(session, [&](lt::session& torrents) {
-        torrents.pop_alerts(&session->alerts);
-        return CTORRENT_OK;
-    });
+    auto const result = session->drain();
     if (result != CTORRENT_OK) return result;
     try {
         Drainer drainer(*session, body, context);

@@ -100,20 +100,80 @@ inline std::uint64_t token_of(lt::client_data_t data) {
     return reinterpret_cast<std::uintptr_t>(data.get<char>());
 }
 
+/// A libtorrent session, and what wakes the thread that drains its alerts.
+struct Running {
+    /// Shared while a call uses `session`, or what a session keeps beside it, exclusive to take it away.
+    std::shared_mutex lock;
+    std::unique_ptr<lt::session> session;
+    std::vector<lt::alert*> alerts;  // the draining thread's own
+    std::uint16_t port = 0;
+    int event_descriptor;
+
+    /// Throws when there is no descriptor for events.
+    Running();
+    ~Running();
+    Running(Running const&) = delete;
+    Running& operator=(Running const&) = delete;
+
+    /// Alerts wake the drainer from now on.
+    void notify();
+    void wake() const;
+    /// Ends the session; `clear` runs with the lock held, for what is kept beside it.
+    template <typename Clear>
+    void stop(Clear clear);
+    /// Runs `body` on the session unless it is stopped; exceptions become results.
+    template <typename Body>
+    ctorrent_result use(Body body);
+    /// Fetches what was announced, for one thread. Alerts stay valid until the next call.
+    ctorrent_result drain();
+};
+
+template <typename Clear>
+void Running::stop(Clear clear) {
+    try {
+        std::unique_ptr<lt::session> stopping;
+        {
+            std::unique_lock guard(lock);
+            stopping = std::move(session);
+            clear();
+        }
+        // 2.0.8 may call the notification while it is being destroyed.
+        if (stopping) stopping->set_alert_notify({});
+    } catch (...) {
+        // Nothing can be done about a shutdown that fails; the session is gone either way.
+    }
+}
+
+template <typename Body>
+ctorrent_result Running::use(Body body) {
+    try {
+        std::shared_lock guard(lock);
+        if (!session) return CTORRENT_STOPPED;
+        return body(*session);
+    } catch (...) {
+        return CTORRENT_FAILED;
+    }
+}
+
+/// Runs `body`; exceptions become results that are explained.
+template <typename Body>
+ctorrent_result explained(char* message, size_t message_bytes, Body body) {
+    try {
+        return body();
+    } catch (std::exception const& error) {
+        explain(message, message_bytes, error.what());
+    } catch (...) {
+        explain(message, message_bytes, "unknown exception");
+    }
+    return CTORRENT_FAILED;
+}
+
 std::shared_ptr<lt::plugin> make_plugin(std::shared_ptr<TrafficTable> table);
 lt::settings_pack make_settings(ctorrent_options const& options);
 
 }  // namespace ctorrent
 
-struct ctorrent_session {
-    /// Shared while a call uses `session` or `handles`' torrents, exclusive to take them away.
-    std::shared_mutex lock;
-    std::unique_ptr<libtorrent::session> session;
+struct ctorrent_session : ctorrent::Running {
     std::unordered_map<std::uint64_t, libtorrent::torrent_handle> handles;
     std::shared_ptr<ctorrent::TrafficTable> traffic = std::make_shared<ctorrent::TrafficTable>();
-    std::vector<libtorrent::alert*> alerts;  // the draining thread's own
-    std::uint16_t port = 0;
-    int event_descriptor = -1;
-
-    ~ctorrent_session();
 };
