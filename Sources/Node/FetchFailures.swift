@@ -45,8 +45,7 @@ extension ContentExchange {
     /// A reader got an error because nothing came for `progressTimeout`.
     func starved(_ extent: Extent, hashFailures: Int) {
         Task {
-            let names = await holders(of: extent).named.map(\.hello.name).sorted()
-                .joined(separator: ", ")
+            let names = await holderNames(of: extent)
             let seconds = Self.progressTimeout.components.seconds
             let reason =
                 if names.isEmpty {
@@ -66,13 +65,16 @@ extension ContentExchange {
     func arrived(_ extent: Extent, hashFailures: Int) {
         guard hashFailures > 0 else { return }
         Task {
-            let names = await holders(of: extent).named.map(\.hello.name).sorted()
-                .joined(separator: ", ")
+            let names = await holderNames(of: extent)
             let path = await pathForPerson(extent)
             logger.warning(
                 "\(hashFailures) times a piece of \(path) came damaged, and was fetched again, from one of \(names). Run `delugefs scrub` there: it repairs what is damaged."
             )
         }
+    }
+
+    private func holderNames(of extent: Extent) async -> String {
+        await holders(of: extent).named.map(\.hello.name).sorted().joined(separator: ", ")
     }
 
     private func pathForPerson(_ extent: Extent) async -> String {
